@@ -1,0 +1,326 @@
+"""The conductor: turns what is wanted into what happens, one run at a time.
+
+Owns the state of the run and the order of its steps: inject, witness, watch, mitigate, recover. One daemon leads, chosen by
+an advisory lock; the others only play their part of the payments. Must not know how statements are executed or how requests
+are made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import psycopg
+from psycopg import AsyncConnection
+
+from incidentd import database, journal
+from incidentd.catalog import NORMAL, Catalog, Incident
+from incidentd.control import Control, Wanted
+from incidentd.database import Row, Server, queries, run
+from incidentd.errors import ServerError
+from incidentd.journal import Run
+from incidentd.metrics import Metrics
+from incidentd.sessions import Sessions
+from incidentd.workload import Workload
+
+log = logging.getLogger(__name__)
+
+_FOLLOW_SECONDS = 1  # how soon a follower notices that nobody leads
+_TICK_SECONDS = 1  # how often a run is looked at: stop condition, ttl, evidence
+_WITNESS_TICK_SECONDS = 0.2  # the same until the evidence is there
+_RECONNECT_SECONDS = 0.5
+_INJECT_ATTEMPTS = 3  # a lock that could not be had in time is tried for again, as a migration tool does
+_UNDO_PAUSE = (0.2, 10.0)  # seconds between attempts to undo, from the first to the longest
+_CALM_SECONDS = 15  # how long the evidence may outlast the recovery
+_CALM_TICK_SECONDS = 0.1
+_BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
+
+
+class Conductor:
+    """Follows `control` with `sessions` and `workload`."""
+
+    def __init__(
+        self,
+        server: Server,
+        catalog: Catalog,
+        control: Control,
+        sessions: Sessions,
+        workload: Workload,
+        metrics: Metrics,
+    ) -> None:
+        self._server = server
+        self.catalog = catalog
+        self._control = control
+        self._sessions = sessions
+        self._workload = workload
+        self._metrics = metrics
+        self._run: Run | None = None
+        self._injected = 0.0  # on time.monotonic's clock
+        self._finished: str | None = None  # requested_at of the last run: a request is served once
+        self._stopping = asyncio.Event()
+
+    @property
+    def mode(self) -> str:
+        """The mode that the daemon is in."""
+        return self._run.mode if self._run else NORMAL
+
+    def stop(self) -> None:
+        """Asks `conduct` to recover what runs and return."""
+        self._stopping.set()
+
+    async def conduct(self) -> None:
+        """Leads or follows until told to stop; a server that goes away is waited for."""
+        while not self._stopping.is_set():
+            try:
+                async with await database.connect(self._server.control()) as conn:
+                    await run(conn, queries("control.sql")["become_control"], local=False)
+                    if await self._follow(conn):
+                        await self._lead(conn)
+            except psycopg.OperationalError as error:
+                log.debug("the conductor has no connection: %s", database.sentence(error))
+            finally:
+                self._metrics.harness.leading.set(0)
+                await self._sessions.close()
+            await self._pause(_RECONNECT_SECONDS)
+
+    # -- following ----------------------------------------------------------------------------------------------------
+
+    async def _follow(self, conn: AsyncConnection[Row]) -> bool:
+        """Plays the payments of whatever mode is wanted until this daemon leads; false when told to stop before."""
+        while not self._stopping.is_set():
+            if (await run(conn, queries("control.sql")["try_to_lead"]))[0]["leading"] == "t":
+                return True
+            if wanted := self._control.latest:
+                self._workload.play(self.catalog.cast(wanted.mode), wanted.rate)
+            await self._pause(_FOLLOW_SECONDS)
+        return False
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits for news of `demo_control`, the word to stop, or `seconds`."""
+        tasks = [asyncio.create_task(self._control.changed(seconds)), asyncio.create_task(self._stopping.wait())]
+        try:
+            await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    # -- leading ------------------------------------------------------------------------------------------------------
+
+    async def _lead(self, conn: AsyncConnection[Row]) -> None:
+        self._metrics.harness.leading.set(1)
+        await self._clean_up(conn)
+        await self._play(NORMAL)
+        self._metrics.harness.entered(NORMAL, 0)
+        while not self._stopping.is_set():
+            wanted = self._control.latest
+            if wanted:
+                await self._serve(conn, wanted)
+            if wanted is self._control.latest:
+                await self._pause(_WITNESS_TICK_SECONDS if self._run and not self._run.witnessed else _TICK_SECONDS)
+        if self._run:
+            await self._leave(conn, "recovered", "the daemon was stopped")
+
+    async def _clean_up(self, conn: AsyncConnection[Row]) -> None:
+        """Undoes what earlier runs have left: those of a daemon that died, or this one's when it lost the server."""
+        for old in await journal.unfinished(conn):
+            if self._run is not None and self._run.id == old.id:
+                await _recover(conn, old, "aborted", "the connection to the server was lost", self._metrics)
+            else:
+                await _recover(conn, old, "interrupted", "the daemon died", self._metrics)
+            self._finished = old.requested_at
+        self._run = None
+
+    async def _serve(self, conn: AsyncConnection[Row], wanted: Wanted) -> None:
+        """One look at the row: begin, end or watch a run, whichever is due."""
+        if self._run and wanted.requested_at != self._run.requested_at:
+            await self._leave(conn, "recovered", None)
+        if self._run:
+            self._workload.play(self.catalog.cast(self._run.mode), wanted.rate)
+            await self._watch(conn, self._run, wanted)
+            return
+        self._workload.play(self.catalog.normal, wanted.rate)
+        if wanted.mode != NORMAL and wanted.requested_at != self._finished:
+            await self._enter(conn, wanted)
+
+    async def _enter(self, conn: AsyncConnection[Row], wanted: Wanted) -> None:
+        noticed = time.monotonic()
+        incident = self.catalog.incidents.get(wanted.mode)
+        if incident is None or wanted.expired():
+            self._finished = wanted.requested_at
+            why = "its ttl was over before a daemon saw it" if incident else "its file is gone"
+            log.warning("%s is not begun: %s", wanted.mode, why, extra={"event": "not_begun", "mode": wanted.mode})
+            await _back_to_normal(conn, wanted.mode, wanted.requested_at)
+            return
+        try:
+            self._run = await self._inject(conn, incident, wanted)
+        except psycopg.Error as error:
+            if conn.closed:
+                raise
+            await self._refuse(conn, wanted, error)
+            return
+        self._injected = time.monotonic()
+        await self._play(wanted.mode)
+        seconds = time.monotonic() - noticed
+        self._metrics.harness.entered(wanted.mode, seconds)
+        log.info(
+            "%s begins",
+            wanted.mode,
+            extra={"event": "injected", "mode": wanted.mode, "run": self._run.id, "seconds": round(seconds, 4)},
+        )
+
+    async def _inject(self, conn: AsyncConnection[Row], incident: Incident, wanted: Wanted) -> Run:
+        for attempt in range(1, _INJECT_ATTEMPTS + 1):
+            try:
+                return await journal.inject(conn, incident, wanted)
+            except _BUSY:
+                if attempt == _INJECT_ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _refuse(self, conn: AsyncConnection[Row], wanted: Wanted, error: psycopg.Error) -> None:
+        """The change failed: whatever part of it was journaled is undone, and the request is over."""
+        said = database.sentence(error)
+        log.error(
+            "%s could not be injected: %s",
+            wanted.mode,
+            said,
+            extra={"event": "inject_failed", "mode": wanted.mode, "sqlstate": error.sqlstate},
+        )
+        journaled = await journal.unfinished(conn)
+        for part in journaled:
+            await _recover(conn, part, "failed", said, self._metrics)
+        if not journaled:
+            await journal.failed(conn, wanted, said)
+            await _back_to_normal(conn, wanted.mode, wanted.requested_at)
+        self._finished = wanted.requested_at
+
+    async def _watch(self, conn: AsyncConnection[Row], current: Run, wanted: Wanted) -> None:
+        """Looks at the run that goes on: its ttl, its stop condition, its evidence."""
+        incident = self.catalog.incidents[current.mode]
+        if wanted.expired():
+            await self._leave(conn, "recovered", None)
+            return
+        try:
+            if incident.stop and await journal.stopped(conn, current, incident.stop):
+                await self._leave(conn, "aborted", "its stop condition came true")
+                return
+            evidence = await journal.witness(conn, current, incident)
+        except psycopg.Error as error:
+            if conn.closed:
+                raise
+            log.warning(
+                "the evidence of %s cannot be read: %s",
+                current.mode,
+                database.sentence(error),
+                extra={"event": "evidence_error", "mode": current.mode},
+            )
+            evidence = journal.Evidence(False, {})
+        self._metrics.harness.evidence.set(evidence.visible)
+        if evidence.visible and not current.witnessed:
+            await journal.witnessed(conn, current, evidence)
+            log.info(
+                "%s is witnessed after %.1f s: %s",
+                current.mode,
+                time.monotonic() - self._injected,
+                _listed(evidence.details),
+                extra={"event": "witnessed", "mode": current.mode, "run": current.id},
+            )
+        elif not current.witnessed and time.monotonic() - self._injected > incident.witness_within:
+            await self._leave(conn, "not_witnessed", f"no evidence within {incident.front.witness_within}")
+
+    async def _leave(self, conn: AsyncConnection[Row], outcome: str, error: str | None) -> None:
+        """From the run to a healthy day: the actors first, then the change, then the proof."""
+        assert self._run is not None
+        ended, noticed = self._run, time.monotonic()
+        if outcome == "recovered" and not ended.witnessed:
+            outcome, error = "not_witnessed", error or "it ended before there was evidence"
+        await self._play(NORMAL)
+        await _undo(conn, ended)
+        if not await self._calm(conn, ended):
+            outcome, error = "failed", "its evidence is still visible after the recovery"
+        await _close(conn, ended, outcome, error, self._metrics)
+        self._run, self._finished = None, ended.requested_at
+        self._metrics.harness.entered(NORMAL, time.monotonic() - noticed)
+
+    async def _calm(self, conn: AsyncConnection[Row], ended: Run) -> bool:
+        """Whether the evidence is gone, soon enough."""
+        incident = self.catalog.incidents[ended.mode]
+        deadline = time.monotonic() + _CALM_SECONDS
+        while (await journal.witness(conn, ended, incident)).visible:
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(_CALM_TICK_SECONDS)
+        self._metrics.harness.evidence.set(0)
+        return True
+
+    async def _play(self, mode: str) -> None:
+        cast = self.catalog.cast(mode)
+        if wanted := self._control.latest:
+            self._workload.play(cast, wanted.rate)
+        await self._sessions.play(cast)
+
+
+async def recover_now(conn: AsyncConnection[Row]) -> int:
+    """Undoes every unfinished run, as a daemon would on its start; returns how many there were.
+
+    Raises ServerError when a daemon leads, for it does that itself.
+    """
+    if (await run(conn, queries("control.sql")["try_to_lead"]))[0]["leading"] != "t":
+        raise ServerError("a daemon is connected and recovers by itself: UPDATE demo_control SET mode = 'normal'")
+    await run(conn, queries("control.sql")["become_control"], local=False)
+    old_runs = await journal.unfinished(conn)
+    for old in old_runs:
+        await _recover(conn, old, "interrupted", "the daemon died", None)
+    return len(old_runs)
+
+
+async def _recover(conn: AsyncConnection[Row], old: Run, outcome: str, error: str, metrics: Metrics | None) -> None:
+    log.warning("recovering run %s of %s: %s", old.id, old.mode, error, extra={"event": "recovering", "mode": old.mode})
+    await _undo(conn, old)
+    await _close(conn, old, outcome, error, metrics)
+
+
+async def _undo(conn: AsyncConnection[Row], old: Run) -> None:
+    """Undoes until it is undone: nothing else is begun before."""
+    pause, longest = _UNDO_PAUSE
+    while True:
+        try:
+            await journal.undo(conn, old)
+            return
+        except psycopg.Error as error:
+            if conn.closed:
+                raise
+            log.error(
+                "%s is not undone yet: %s: trying again",
+                old.mode,
+                database.sentence(error),
+                extra={"event": "undo_failed", "mode": old.mode},
+            )
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, longest)
+
+
+async def _close(conn: AsyncConnection[Row], ended: Run, outcome: str, error: str | None, metrics: Metrics | None) -> None:
+    """Compares the fingerprints, closes the row, and lets the control go back to normal."""
+    residue = await journal.finish(conn, ended, outcome, error)
+    if metrics:
+        metrics.harness.residue.set(len(residue))
+    for left in residue:
+        log.error("%s has left something behind: %s", ended.mode, left, extra={"event": "residue", "mode": ended.mode})
+    outcome = "failed" if residue else outcome
+    log.info(
+        "%s is over: %s",
+        ended.mode,
+        outcome,
+        extra={"event": "finished", "mode": ended.mode, "run": ended.id, "outcome": outcome},
+    )
+    await _back_to_normal(conn, ended.mode, ended.requested_at)
+
+
+async def _back_to_normal(conn: AsyncConnection[Row], mode: str, requested_at: str) -> None:
+    await run(conn, queries("control.sql")["back_to_normal"], mode=mode, requested_at=requested_at)
+
+
+def _listed(details: Row) -> str:
+    return ", ".join(f"{name} {value}" for name, value in details.items())

@@ -1,0 +1,117 @@
+"""The control: what `demo_control` asks for, as it changes.
+
+Owns the listening connection and the daemon's presence lock. NOTIFY only wakes it up: the row is the truth, read again on
+every wake-up, every reconnect and every few seconds. Must not know what is done about a mode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import AsyncConnection
+
+from incidentd import database
+from incidentd.catalog import NORMAL
+from incidentd.database import Row, Server, queries, run
+from incidentd.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 2  # how late a lost notification, or a daemon that vanished, is noticed
+_QUERY_SECONDS = 5  # demo_control locked by somebody: no longer than this for one reading
+_RECONNECT_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One reading of `demo_control`.
+
+    `rate` is this daemon's part of the payments per second; `deadline` is when the ttl ends on time.monotonic's clock, or
+    None; `requested_at` identifies the request for the mode.
+    """
+
+    mode: str
+    rate: float
+    blind: bool
+    requested_at: str
+    requested_by: str
+    deadline: float | None
+
+    def expired(self) -> bool:
+        """Whether the ttl is over."""
+        return self.mode != NORMAL and self.deadline is not None and time.monotonic() >= self.deadline
+
+
+class Control:
+    """Follows `demo_control`; `latest` is the newest reading, None before the first."""
+
+    def __init__(self, server: Server, metrics: Metrics) -> None:
+        self._server = server
+        self._metrics = metrics
+        self._news = asyncio.Event()
+        self.latest: Wanted | None = None
+
+    async def changed(self, seconds: float) -> None:
+        """Waits for a new reading, for `seconds` at most."""
+        news = self._news
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await news.wait()
+
+    async def follow(self) -> None:
+        """Reads for ever; a server that goes away is waited for."""
+        lost = False
+        while True:
+            try:
+                async with await database.connect(self._server.control()) as conn:
+                    await self._listen(conn)
+                    if lost:
+                        log.info("the database is back", extra={"event": "database_back"})
+                    lost = False
+                    await self._read_on(conn)
+            except psycopg.Error as error:
+                self._metrics.harness.connected.set(0)
+                if not lost:
+                    log.error(
+                        "the database is lost: %s: waiting for it",
+                        database.sentence(error),
+                        extra={"event": "database_lost"},
+                    )
+                lost = True
+            await asyncio.sleep(_RECONNECT_SECONDS)
+
+    async def _listen(self, conn: AsyncConnection[Row]) -> None:
+        await conn.execute(f"SET statement_timeout = '{_QUERY_SECONDS}s'")
+        await run(conn, queries("control.sql")["join_daemons"])
+        await conn.execute("LISTEN demo_control")
+        await self._read(conn)
+        await run(conn, queries("control.sql")["announce"])
+
+    async def _read_on(self, conn: AsyncConnection[Row]) -> None:
+        while True:
+            async with contextlib.aclosing(conn.notifies(timeout=_POLL_SECONDS, stop_after=1)) as notifications:
+                async for _ in notifications:
+                    pass
+            await self._read(conn)
+
+    async def _read(self, conn: AsyncConnection[Row]) -> None:
+        row = (await run(conn, queries("control.sql")["read_control"]))[0]
+        self._metrics.harness.connected.set(1)
+        left = row["seconds_left"]
+        wanted = Wanted(
+            mode=str(row["mode"]),
+            rate=float(row["rate"] or 0) / max(1, int(row["daemons"] or 0)),
+            blind=row["blind"] == "t",
+            requested_at=str(row["requested_at"]),
+            requested_by=str(row["requested_by"]),
+            deadline=None if left is None else time.monotonic() + float(left),
+        )
+        self._metrics.harness.blind = wanted.blind
+        self.latest = wanted
+        news, self._news = self._news, asyncio.Event()
+        news.set()

@@ -1,0 +1,61 @@
+"""Logs: one record, as JSON for machines or as a line for a person at a terminal.
+
+Owns formats and levels. Must not know what is logged.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import sys
+from typing import Any
+
+from pythonjsonlogger.json import JsonFormatter
+
+FORMATS = ("auto", "json", "text")
+SERVICE = "payment-service"
+
+_COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.CRITICAL: "\x1b[31m"}
+_RESET = "\x1b[0m"
+
+
+def configure(log_format: str) -> None:
+    """Sends every record of level INFO and above to stdout, in `log_format`: one of FORMATS."""
+    terminal = sys.stdout.isatty()
+    handler = logging.StreamHandler(sys.stdout)
+    if log_format == "json" or (log_format == "auto" and not terminal):
+        handler.setFormatter(_Json())
+    else:
+        handler.setFormatter(_Text(colours=terminal))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # its pool tells of every checkout and every failed attempt
+
+
+class _Json(JsonFormatter):
+    """One JSON object a line: timestamp, level, logger, message, service, and the record's own `extra` fields."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "{levelname}{name}{message}",
+            style="{",
+            static_fields={"service": SERVICE},
+            rename_fields={"levelname": "level", "name": "logger"},
+        )
+
+    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
+        moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        log_data["timestamp"] = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        super().add_fields(log_data, record, message_dict)
+
+
+class _Text(logging.Formatter):
+    """`10:07:21 lock_contention begins`, warnings in yellow and errors in red where there are colours."""
+
+    def __init__(self, *, colours: bool) -> None:
+        super().__init__("%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        self._colours = colours
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        colour = _COLOURS.get(record.levelno) if self._colours else None
+        return f"{colour}{line}{_RESET}" if colour else line

@@ -1,0 +1,54 @@
+"""Playing a script: one pass over a section's steps on a connection, as somebody of the story.
+
+Owns parameters (what is drawn for a pass, and what a statement's first row adds) and the clean end of a pass. Must not
+know who plays, how often, or what is measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
+
+from incidentd import database
+from incidentd.database import Row, Values
+from incidentd.sqltext import Section, Think
+
+_ROLLBACK_SECONDS = 2  # a server that does not answer a ROLLBACK is not worth keeping the connection for
+
+
+async def play(conn: AsyncConnection[Row], script: Section, values: Values) -> dict[str, str | None]:
+    """Runs the steps of `script` in order and returns the parameters as they stood at the end.
+
+    The columns of a statement's first row become parameters of the statements after it, null where no row came. Raises
+    psycopg.Error; a transaction that is open at the end, for whatever reason, is rolled back.
+    """
+    known = dict(values)
+    try:
+        for step in script.steps:
+            if isinstance(step, Think):
+                await asyncio.sleep(random.uniform(step.low, step.high))
+            else:
+                known |= await database.first(conn, step, known)
+    finally:
+        await leave_transaction(conn)
+    return known
+
+
+async def leave_transaction(conn: AsyncConnection[Row]) -> None:
+    """Rolls back what is open on a connection in autocommit mode; closes a connection that does not answer."""
+    if conn.closed or conn.info.transaction_status == TransactionStatus.IDLE:
+        return
+    try:
+        async with asyncio.timeout(_ROLLBACK_SECONDS):
+            await conn.rollback()
+    except (TimeoutError, psycopg.Error):
+        await conn.close()
+
+
+def constants(params: dict[str, object]) -> dict[str, str | None]:
+    """The text of a file's `[params]`."""
+    return {name: database.as_text(value) for name, value in params.items()}

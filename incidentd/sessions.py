@@ -1,0 +1,88 @@
+"""Sessions: actors with connections of their own, each playing its script again and again.
+
+Owns those connections and their tasks. Must not know about the payment pool, nor why somebody acts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+
+import psycopg
+from psycopg import AsyncConnection
+
+from incidentd import database, script
+from incidentd.catalog import Actor, Cast
+from incidentd.database import Row, Server, Values
+from incidentd.population import Population
+
+log = logging.getLogger(__name__)
+
+_PAUSE = (0.1, 0.3)  # seconds after a failed pass: a worker's retry, and no busy loop when a script always fails
+_RECONNECT = (0.5, 1.5)  # seconds after a lost connection
+_LEAVE_SECONDS = 11  # psycopg gives a cancelled query ten seconds to end before it closes the connection
+
+
+class Sessions:
+    """The actors' sessions that run now."""
+
+    def __init__(self, server: Server, population: Population) -> None:
+        self._server = server
+        self._population = population
+        self._tasks: dict[tuple[str, int], tuple[Actor, asyncio.Task[None]]] = {}
+
+    async def play(self, cast: Cast | dict[str, Actor]) -> None:
+        """Makes the sessions those of `cast`: who is unchanged goes on undisturbed, the others are ended and begun."""
+        wanted = {(actor.name, n): actor for actor in cast.values() for n in range(actor.sessions or 0)}
+        await self._end([key for key, (actor, _) in self._tasks.items() if wanted.get(key) != actor])
+        for key, actor in wanted.items():
+            if key not in self._tasks:
+                task = asyncio.create_task(self._live(actor, key[1]), name=f"{actor.name} {key[1]}")
+                self._tasks[key] = actor, task
+
+    async def close(self) -> None:
+        """Ends every session."""
+        await self._end(list(self._tasks))
+
+    async def _end(self, keys: list[tuple[str, int]]) -> None:
+        tasks = [self._tasks.pop(key)[1] for key in keys]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_LEAVE_SECONDS)
+
+    async def _live(self, actor: Actor, number: int) -> None:
+        conninfo = self._server.role(actor.role, actor.application_name)
+        own = {"session": str(number), "session_count": str(actor.sessions), **script.constants(dict(actor.params))}
+        while True:
+            try:
+                async with await database.connect(conninfo) as conn:
+                    await self._work(conn, actor, own)
+            except psycopg.Error as error:
+                log.warning(
+                    "%s has no connection: %s",
+                    actor.application_name,
+                    database.sentence(error),
+                    extra={"event": "session_lost", "actor": actor.name, "sqlstate": error.sqlstate},
+                )
+                await asyncio.sleep(random.uniform(*_RECONNECT))
+
+    async def _work(self, conn: AsyncConnection[Row], actor: Actor, own: Values) -> None:
+        """Plays on one connection until it is lost, or once where the actor connects for each pass."""
+        while True:
+            try:
+                await script.play(conn, actor.script, {**self._population.draw(), **own})
+            except psycopg.Error as error:
+                if conn.closed:
+                    raise
+                log.warning(
+                    "%s failed: %s",
+                    actor.application_name,
+                    database.sentence(error),
+                    extra={"event": "session_error", "actor": actor.name, "sqlstate": error.sqlstate},
+                )
+                await asyncio.sleep(random.uniform(*_PAUSE))
+            if actor.connect == "each":
+                return
+            await asyncio.sleep(0)  # a script without a wait still lets the others run

@@ -1,0 +1,96 @@
+-- What the daemon asks and tells the control plane, one statement a section.
+
+-- name: read_control
+-- seconds_left is what remains of the ttl, null where there is none.
+SELECT mode, rate, blind, requested_at, requested_by,
+       extract(epoch FROM requested_at + ttl - clock_timestamp()) AS seconds_left,
+       incidentd.daemons() AS daemons
+  FROM incidentd.demo_control;
+
+-- name: back_to_normal
+-- Only if nobody has asked for something else since.
+UPDATE incidentd.demo_control
+   SET mode = 'normal'
+ WHERE mode = :mode AND requested_at = :requested_at;
+
+-- name: join_daemons
+SELECT pg_advisory_lock_shared(1768842084, 2);
+
+-- name: announce
+-- Tells the other daemons that one has come or gone.
+SELECT pg_notify('demo_control', '');
+
+-- name: try_to_lead
+SELECT pg_try_advisory_lock(1768842084, 1) AS leading;
+
+-- name: begin_run
+INSERT INTO incidentd.incident_log (mode, requested_at, requested_by, undo, parameters, fingerprint_before)
+VALUES (:mode, :requested_at, :requested_by, :undo, :parameters, :fingerprint)
+RETURNING id;
+
+-- name: keep_parameters
+UPDATE incidentd.incident_log SET parameters = :parameters WHERE id = :id;
+
+-- name: injected
+UPDATE incidentd.incident_log SET injected_at = clock_timestamp(), parameters = :parameters WHERE id = :id;
+
+-- name: witnessed
+UPDATE incidentd.incident_log SET witnessed_at = clock_timestamp(), evidence = :evidence WHERE id = :id;
+
+-- name: mitigated
+UPDATE incidentd.incident_log SET mitigated_at = clock_timestamp() WHERE id = :id AND mitigated_at IS NULL;
+
+-- name: finish_run
+UPDATE incidentd.incident_log
+   SET recovered_at = CASE WHEN :clean::boolean THEN clock_timestamp() END,
+       outcome = :outcome, error = :error, fingerprint_after = :fingerprint, residue = :residue
+ WHERE id = :id;
+
+-- name: failed_to_start
+INSERT INTO incidentd.incident_log (mode, requested_at, requested_by, outcome, error)
+VALUES (:mode, :requested_at, :requested_by, 'failed', :error);
+
+-- name: unfinished_runs
+SELECT id, mode, requested_at, undo, parameters, fingerprint_before
+  FROM incidentd.incident_log
+ WHERE outcome IS NULL
+ ORDER BY id DESC;
+
+-- name: forget_incidents
+DELETE FROM incidentd.incident WHERE name <> ALL (:names::text[]);
+
+-- name: publish_incident
+INSERT INTO incidentd.incident (name, title, category, severity, cause, fix, traps, requires, scope, signals, sha256, refusal)
+VALUES (:name, :title, :category, :severity, :cause, :fix,
+        ARRAY(SELECT jsonb_array_elements_text(:traps::jsonb)), ARRAY(SELECT jsonb_array_elements_text(:requires::jsonb)),
+        :scope, :signals, :sha256, :refusal)
+    ON CONFLICT (name) DO UPDATE
+   SET title = excluded.title, category = excluded.category, severity = excluded.severity, cause = excluded.cause,
+       fix = excluded.fix, traps = excluded.traps, requires = excluded.requires, scope = excluded.scope,
+       signals = excluded.signals, sha256 = excluded.sha256, refusal = excluded.refusal, loaded_at = clock_timestamp();
+
+-- name: list_incidents
+SELECT name, severity, category, title, refusal FROM incidentd.incident ORDER BY name;
+
+-- name: missing_requirements
+-- What of `requires` this server does not offer: an attribute of the migrator's role, or a predefined role.
+SELECT name
+  FROM jsonb_array_elements_text(:requires::jsonb) AS name
+ WHERE NOT CASE
+           WHEN name = 'superuser'   THEN (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+           WHEN name = 'replication' THEN (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user)
+           WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN pg_has_role(current_user, name, 'usage')
+           ELSE EXISTS (SELECT FROM pg_extension WHERE extname = name)
+       END;
+
+-- name: become_migrator
+-- Changes of the story are made by the migration tool: its role, its name, its patience.
+SELECT set_config('role', 'migrator', :local), set_config('application_name', 'flyway', :local),
+       set_config('lock_timeout', '5s', :local), set_config('statement_timeout', '15min', :local);
+
+-- name: become_control
+SELECT set_config('role', 'none', :local), set_config('application_name', 'control-plane', :local),
+       set_config('lock_timeout', '5s', :local), set_config('statement_timeout', '10s', :local);
+
+-- name: become
+SELECT set_config('role', :role, true);
