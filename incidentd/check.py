@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 from psycopg import AsyncConnection, generators, pq
 
-from incidentd import database
+from incidentd import database, journal
 from incidentd.catalog import SUPPLIED, Actor, Catalog, Incident, sql_directory
 from incidentd.database import Row, queries, run
 from incidentd.errors import Fault
@@ -138,18 +138,21 @@ class _Checker:
         return result
 
     async def _try_changes(self, incident: Incident) -> None:
-        """Inject, then recover, then recover again, for it may run twice."""
-        sections = [
-            section for section in (incident.inject, incident.recover, incident.recover) if section and section.transaction
-        ]
+        """Inject, then recover, then recover again, for it may run twice: nothing may be left behind."""
+        inject, recover = incident.inject, incident.recover
+        if not (inject and recover and inject.transaction and recover.transaction):
+            return
         known = {name: database.as_text(value) for name, value in incident.params.items()}
         try:
             async with self._conn.transaction(force_rollback=True):
-                await self._become("migrator", incident.evidence)
-                for section in sections:
+                before = await journal.fingerprint(self._conn)
+                await self._become("migrator", inject)
+                for section in (inject, recover, recover):
                     for statement in section.statements:
-                        values = dict.fromkeys(statement.parameters) | known
-                        known |= await self._run(statement, values, section)
+                        known |= await self._run(statement, dict.fromkeys(statement.parameters) | known, section)
+                await self._become("none", recover)
+                if left := journal.differences(before, await journal.fingerprint(self._conn)):
+                    raise _Unsound(recover.line, f"recover leaves something behind: {', '.join(left)}")
         except _Unsound as fault:
             self.faults.append(Fault(incident.path, fault.line, fault.message))
 

@@ -140,12 +140,20 @@ def _banner(chosen: Settings, server: Server, url: str) -> None:
         out = Console(highlight=False, soft_wrap=True)
     where = f"embedded PostgreSQL in {chosen.state_dir}" if chosen.server is None else _described(server)
     out.print(f"\n[bold]payments flow[/bold] on {where}\nmetrics: {url}\n\nbreak something, in another terminal:\n")
-    psql = "python -m incidentd psql" if chosen.server is None else "psql"
-    if chosen.server is None and "--state-dir" in " ".join(sys.argv):
-        psql += f" --state-dir {shlex.quote(str(chosen.state_dir))}"
+    psql = _own_command("psql", chosen) if chosen.server is None else "psql"
     for mode in ("lock_contention", "normal"):
-        out.print(f"  {psql} -c \"UPDATE demo_control SET mode = '{mode}'\"")
-    out.print("\nall modes: python -m incidentd list\n")
+        out.print(f"  {psql} -c \"UPDATE demo_control SET mode = '{mode}'\"", markup=False)
+    out.print(f"\nall modes: {_own_command('list', chosen)}\n", markup=False)
+
+
+def _own_command(name: str, chosen: Settings) -> str:
+    """The shell command that runs one of our commands from any directory, in this environment or out of it."""
+    found = shutil.which("python")
+    python = "python" if found and Path(found) == Path(sys.executable) else shlex.quote(sys.executable)
+    command = f"{python} -m incidentd {name}"
+    if chosen.server is None and chosen.state_dir != settings.default_state_dir():
+        command += f" --state-dir {shlex.quote(str(chosen.state_dir))}"
+    return command
 
 
 def _described(server: Server) -> str:

@@ -27,32 +27,9 @@ from incidentd.errors import SettingsError
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-# From a healthy payment (a few ms) to the pool's timeout and the longest think time, about five steps a decade.
-_DURATION = (
-    0.001,
-    0.002,
-    0.003,
-    0.005,
-    0.0075,
-    0.01,
-    0.015,
-    0.025,
-    0.05,
-    0.075,
-    0.1,
-    0.15,
-    0.25,
-    0.5,
-    0.75,
-    1,
-    1.5,
-    2.5,
-    5,
-    7.5,
-    10,
-    15,
-    30,
-)
+# From a healthy payment (a few ms, where the steps are finest) to the pool's timeout and the longest think time.
+_MILLISECONDS = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7.5, 10, 15, 25, 50, 75, 100, 150, 250, 500, 750)
+_DURATION = (*(ms / 1000 for ms in _MILLISECONDS), 1.0, 1.5, 2.5, 5.0, 7.5, 10.0, 15.0, 30.0)
 _LAG = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -134,8 +111,8 @@ class Metrics:
             raise SettingsError(f"metrics port {port} is not a port: choose one from 0 to 65535") from None
         except OSError as error:
             raise SettingsError(
-                f"cannot serve metrics on {address}:{port}: {error.strerror or error}: choose another --metrics-port (0 takes a "
-                "free one) or --metrics-addr"
+                f"cannot serve metrics on {address}:{port}: {error.strerror or error}: choose another --metrics-port "
+                "(0 takes a free one) or --metrics-addr"
             ) from None
         return MetricsServer(server, thread)
 
@@ -170,7 +147,7 @@ class _PoolCollector(Collector):
         yield GaugeMetricFamily("db_client_connection_max", "The most connections the pool may have.", self._pool.max_size)
         yield GaugeMetricFamily(
             "db_client_connection_pending_requests",
-            "Requests waiting for a connection.",
+            "Requests that wait for one.",
             stats.get("requests_waiting", 0),
         )
         timeouts = Metric("db_client_connection_timeouts", "Requests that got no connection in time.", "counter")

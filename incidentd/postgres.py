@@ -28,7 +28,6 @@ import psutil
 from incidentd.errors import ServerError
 
 DATABASE = OWNER = "demo"
-PORT = 5432  # names the socket file; nothing listens on TCP
 
 _START_SECONDS = 60  # crash recovery of a full max_wal_size takes a few seconds; a slow disk ten times that
 _STOP_SECONDS = 10
@@ -51,13 +50,15 @@ class Cluster:
     """A cluster whose data, socket, log and lock live under `directory`.
 
     `binaries` is a PostgreSQL `bin` directory, the bundled one by default; `settings` are lines added to its
-    configuration; `durable` false skips every flush to disk, for clusters that nobody will miss.
+    configuration; `durable` false skips every flush to disk, for clusters that nobody will miss; `port` names the socket, as
+    nothing listens on TCP unless `settings` say so.
     """
 
     directory: Path
     binaries: Path = field(default_factory=bundled_binaries)
     settings: dict[str, str] = field(default_factory=dict)
     durable: bool = True
+    port: int = 5432
 
     def __post_init__(self) -> None:
         self.directory = self.directory.absolute()
@@ -77,7 +78,7 @@ class Cluster:
     @property
     def connection(self) -> dict[str, str]:
         """libpq parameters that reach the database as its owner."""
-        return {"host": str(self.socket_directory), "port": str(PORT), "user": OWNER, "dbname": DATABASE}
+        return {"host": str(self.socket_directory), "port": str(self.port), "user": OWNER, "dbname": DATABASE}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -139,7 +140,7 @@ class Cluster:
     # -- directories and identity -------------------------------------------------------------------------------------
 
     def _make_directories(self) -> None:
-        socket = self.socket_directory / f".s.PGSQL.{PORT}"
+        socket = self.socket_directory / f".s.PGSQL.{self.port}"
         if len(os.fsencode(socket)) > _SOCKET_PATH_LIMIT:
             raise ServerError(f"{self.directory} is too long a path for a unix socket: choose a shorter --state-dir")
         try:
@@ -222,7 +223,7 @@ class Cluster:
         own = {
             "unix_socket_directories": str(self.socket_directory),
             "log_directory": str(self.log_directory),
-            "port": str(PORT),
+            "port": str(self.port),
             **({} if self.durable else {"fsync": "off", "full_page_writes": "off"}),
             **self.settings,
         }
@@ -245,7 +246,7 @@ class Cluster:
             "--no-psqlrc",
             "--set=ON_ERROR_STOP=1",
             f"--host={self.socket_directory}",
-            f"--port={PORT}",
+            f"--port={self.port}",
             f"--username={OWNER}",
             "--dbname=postgres",
             f"--command={statement}",
@@ -318,20 +319,26 @@ class Cluster:
         return text
 
     def _last_words(self, output: str) -> str:
-        """The line that tells most: the server's own FATAL where it wrote one, else the last line of the program's output."""
+        """The line that tells most: the server's own FATAL with the line that led to it, else the program's last line."""
         logs = sorted(self.log_directory.glob("postgresql-*.json"), key=lambda path: path.stat().st_mtime)
-        recent = [
-            line
+        said = [
+            _message(line)
             for path in (*logs[-1:], self.log_directory / "startup.log")
             if path.exists()
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
         ]
-        fatal = [line for line in recent if "FATAL" in line or "PANIC" in line]
-        if fatal and fatal[-1].startswith("{"):
-            record = json.loads(fatal[-1])
-            return ": ".join(filter(None, (record.get("message"), record.get("hint"))))
-        lines = [line for line in output.splitlines() if line.strip()]
-        return (fatal or lines or ["it said nothing"])[-1].strip()
+        fatal = [number for number, line in enumerate(said) if line.startswith(("FATAL", "PANIC"))]
+        if fatal:
+            return "; ".join(line.partition(": ")[2] for line in said[max(0, fatal[-1] - 1) : fatal[-1] + 1])
+        return next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "it said nothing")
+
+
+def _message(line: str) -> str:
+    """`FATAL: what happened` from a line of the server's log, JSON or not."""
+    if line.startswith("{"):
+        record = json.loads(line)
+        return f"{record['error_severity']}: {record.get('message', '')}"
+    return line.partition("] ")[2].replace(":  ", ": ", 1) or line
 
 
 def _server_user() -> pwd.struct_passwd:
