@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import logging
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
@@ -23,12 +24,51 @@ def configure(log_format: str) -> None:
     """Sends every record of level INFO and above to stdout, in `log_format`: one of FORMATS."""
     terminal = sys.stdout.isatty()
     handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(Calm())
     if log_format == "json" or (log_format == "auto" and not terminal):
         handler.setFormatter(_Json())
     else:
         handler.setFormatter(_Text(colours=terminal))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # its pool tells of every checkout and every failed attempt
+
+
+class Calm(logging.Filter):
+    """Lets a storm of one event through as a few lines a second; the next line tells how many were left out.
+
+    Records are of one kind when they have the same `event` and `reason`; records without an event always pass.
+    """
+
+    def __init__(self, burst: int = 3, seconds: float = 1.0) -> None:
+        super().__init__()
+        self._burst, self._seconds = burst, seconds
+        self._kinds: dict[tuple[str, str], _Kind] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is written."""
+        event = getattr(record, "event", None)
+        if event is None:
+            return True
+        kind = self._kinds.setdefault((event, getattr(record, "reason", "")), _Kind())
+        if record.created - kind.since >= self._seconds:
+            kind.since, kind.passed = record.created, 0
+        if kind.passed == self._burst:
+            kind.left_out += 1
+            return False
+        kind.passed += 1
+        if kind.left_out:
+            record.left_out, kind.left_out = kind.left_out, 0
+            record.msg = f"{record.msg} (and {record.left_out} more before)"
+        return True
+
+
+@dataclass(slots=True)
+class _Kind:
+    """What has come of one kind of record: since when the current second is, and what was let through and left out in it."""
+
+    since: float = 0.0
+    passed: int = 0
+    left_out: int = 0
 
 
 class _Json(JsonFormatter):
