@@ -124,6 +124,11 @@ class Catalog:
     normal: Cast
     incidents: MappingProxyType[str, Incident]
 
+    def actors(self) -> list[Actor]:
+        """Every actor of every mode."""
+        casts = (self.normal, *(incident.cast for incident in self.incidents.values()))
+        return [actor for cast in casts for actor in cast.values()]
+
     def cast(self, mode: str) -> Cast:
         """Who acts in `mode`; `normal` for a mode that is not in the catalog."""
         incident = self.incidents.get(mode)
@@ -282,6 +287,10 @@ def _check_reserved(file: _File) -> None:
     for name in ("evidence", "stop"):
         if name in file.sections and len(file.sections[name].steps) != 1:
             file.fault(f'"{name}" must be exactly one query', file.sections[name].line)
+    for name in RESERVED:
+        for statement in file.sections[name].statements if name in file.sections else ():
+            if statement.controls_transaction:
+                file.fault(f'"{name}" holds no {statement.keyword}: its transaction is the daemon\'s', statement.line)
 
 
 def _witness_within(file: _File) -> float:

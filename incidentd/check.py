@@ -14,7 +14,7 @@ from psycopg import AsyncConnection, generators, pq
 
 from incidentd import database, journal
 from incidentd.catalog import SUPPLIED, Actor, Catalog, Incident, sql_directory
-from incidentd.database import Row, queries, run
+from incidentd.database import Row, ask
 from incidentd.errors import Fault
 from incidentd.sqltext import Section, Statement
 from incidentd.workload import PAYMENT
@@ -99,7 +99,7 @@ class _Checker:
         if role is None:
             return
         try:
-            await run(self._conn, queries("control.sql")["become"], role=role)
+            await ask(self._conn, "become", role=role)
         except psycopg.Error as error:
             raise _Unsound(section.line, f"section {section.name} cannot run as its role: {database.sentence(error)}") from None
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 
 import psycopg
 from psycopg import AsyncConnection
 
-from incidentd import database, journal
+from incidentd import database, journal, sessions
 from incidentd.catalog import NORMAL, Catalog, Incident
 from incidentd.control import Control, Wanted
-from incidentd.database import Row, Server, queries, run
+from incidentd.database import Row, Server, ask
 from incidentd.errors import ServerError
+from incidentd.guards import Guards
 from incidentd.journal import Run
 from incidentd.metrics import Metrics
 from incidentd.sessions import Sessions
@@ -45,14 +47,16 @@ class Conductor:
         server: Server,
         catalog: Catalog,
         control: Control,
-        sessions: Sessions,
+        players: Sessions,
         workload: Workload,
         metrics: Metrics,
+        guards: Guards,
     ) -> None:
         self._server = server
         self.catalog = catalog
         self._control = control
-        self._sessions = sessions
+        self._sessions = players
+        self._guards = guards
         self._workload = workload
         self._metrics = metrics
         self._run: Run | None = None
@@ -72,24 +76,37 @@ class Conductor:
     async def conduct(self) -> None:
         """Leads or follows until told to stop; a server that goes away is waited for."""
         while not self._stopping.is_set():
+            attempt = asyncio.create_task(self._attempt())
+            lost = asyncio.create_task(self._control.lost.wait())
             try:
-                async with await database.connect(self._server.control()) as conn:
-                    await run(conn, queries("control.sql")["become_control"], local=False)
-                    if await self._follow(conn):
-                        await self._lead(conn)
-            except psycopg.OperationalError as error:
-                log.debug("the conductor has no connection: %s", database.sentence(error))
+                await asyncio.wait([attempt, lost], return_when=asyncio.FIRST_COMPLETED)
             finally:
-                self._metrics.harness.leading.set(0)
-                await self._sessions.close()
+                lost.cancel()
+                attempt.cancel()  # of no effect where it has ended; else bounded, as psycopg gives up in ten seconds
+                await asyncio.wait([attempt])
+            if not attempt.cancelled():
+                attempt.result()
             await self._pause(_RECONNECT_SECONDS)
+
+    async def _attempt(self) -> None:
+        """Follows and leads for as long as the connection lasts."""
+        try:
+            async with await database.connect(self._server.control()) as conn:
+                await ask(conn, "become_control", local=False)
+                if await self._follow(conn):
+                    await self._lead(conn)
+        except psycopg.OperationalError as error:
+            log.info("the conductor has lost its connection: %s", database.sentence(error), extra={"event": "conductor_lost"})
+        finally:
+            self._metrics.harness.leading.set(0)
+            await self._sessions.close()
 
     # -- following ----------------------------------------------------------------------------------------------------
 
     async def _follow(self, conn: AsyncConnection[Row]) -> bool:
         """Plays the payments of whatever mode is wanted until this daemon leads; false when told to stop before."""
         while not self._stopping.is_set():
-            if (await run(conn, queries("control.sql")["try_to_lead"]))[0]["leading"] == "t":
+            if (await ask(conn, "try_to_lead"))[0]["leading"] == "t":
                 return True
             if wanted := self._control.latest:
                 self._workload.play(self.catalog.cast(wanted.mode), wanted.rate)
@@ -109,6 +126,7 @@ class Conductor:
 
     async def _lead(self, conn: AsyncConnection[Row]) -> None:
         self._metrics.harness.leading.set(1)
+        await sessions.end_strangers(conn, self.catalog.actors())
         await self._clean_up(conn)
         await self._play(NORMAL)
         self._metrics.harness.entered(NORMAL, 0)
@@ -153,11 +171,14 @@ class Conductor:
             await _back_to_normal(conn, wanted.mode, wanted.requested_at)
             return
         try:
+            if danger := await self._guards.begin(conn):
+                await self._refuse(conn, wanted, danger)
+                return
             self._run = await self._inject(conn, incident, wanted)
         except psycopg.Error as error:
             if conn.closed:
                 raise
-            await self._refuse(conn, wanted, error)
+            await self._refuse(conn, wanted, database.sentence(error))
             return
         self._injected = time.monotonic()
         await self._play(wanted.mode)
@@ -178,54 +199,43 @@ class Conductor:
                     raise
         raise AssertionError("unreachable")
 
-    async def _refuse(self, conn: AsyncConnection[Row], wanted: Wanted, error: psycopg.Error) -> None:
-        """The change failed: whatever part of it was journaled is undone, and the request is over."""
-        said = database.sentence(error)
-        log.error(
-            "%s could not be injected: %s",
-            wanted.mode,
-            said,
-            extra={"event": "inject_failed", "mode": wanted.mode, "sqlstate": error.sqlstate},
-        )
+    async def _refuse(self, conn: AsyncConnection[Row], wanted: Wanted, why: str) -> None:
+        """The run cannot be: whatever part of its change was journaled is undone, and the request is over."""
+        log.error("%s could not be injected: %s", wanted.mode, why, extra={"event": "inject_failed", "mode": wanted.mode})
         journaled = await journal.unfinished(conn)
         for part in journaled:
-            await _recover(conn, part, "failed", said, self._metrics)
+            await _recover(conn, part, "failed", why, self._metrics)
         if not journaled:
-            await journal.failed(conn, wanted, said)
+            await journal.failed(conn, wanted, why)
             await _back_to_normal(conn, wanted.mode, wanted.requested_at)
         self._finished = wanted.requested_at
 
     async def _watch(self, conn: AsyncConnection[Row], current: Run, wanted: Wanted) -> None:
-        """Looks at the run that goes on: its ttl, its stop condition, its evidence."""
+        """Looks at the run that goes on: its ttl, what must stop it, its evidence."""
         incident = self.catalog.incidents[current.mode]
         if wanted.expired():
             await self._leave(conn, "recovered", None)
             return
         try:
-            if incident.stop and await journal.stopped(conn, current, incident.stop):
-                await self._leave(conn, "aborted", "its stop condition came true")
-                return
+            danger = await self._guards.tripped(conn)
+            if not danger and incident.stop and await journal.stopped(conn, current, incident.stop):
+                danger = "its stop condition came true"
             evidence = await journal.witness(conn, current, incident)
         except psycopg.Error as error:
             if conn.closed:
                 raise
-            log.warning(
-                "the evidence of %s cannot be read: %s",
-                current.mode,
-                database.sentence(error),
-                extra={"event": "evidence_error", "mode": current.mode},
-            )
-            evidence = journal.Evidence(False, {})
+            said = database.sentence(error)
+            log.warning("%s cannot be watched: %s", current.mode, said, extra={"event": "watch_error", "mode": current.mode})
+            danger, evidence = None, journal.Evidence(False, {})
         self._metrics.harness.evidence.set(evidence.visible)
         if evidence.visible and not current.witnessed:
             await journal.witnessed(conn, current, evidence)
-            log.info(
-                "%s is witnessed after %.1f s: %s",
-                current.mode,
-                time.monotonic() - self._injected,
-                _listed(evidence.details),
-                extra={"event": "witnessed", "mode": current.mode, "run": current.id},
-            )
+            seconds = time.monotonic() - self._injected
+            event = {"event": "witnessed", "mode": current.mode, "run": current.id, "seconds": round(seconds, 4)}
+            log.info("%s is witnessed after %.1f s: %s", current.mode, seconds, _listed(evidence.details), extra=event)
+        if danger:
+            log.error("%s is stopped: %s", current.mode, danger, extra={"event": "stopped", "mode": current.mode})
+            await self._leave(conn, "aborted", danger)
         elif not current.witnessed and time.monotonic() - self._injected > incident.witness_within:
             await self._leave(conn, "not_witnessed", f"no evidence within {incident.front.witness_within}")
 
@@ -239,7 +249,8 @@ class Conductor:
         await _undo(conn, ended)
         if not await self._calm(conn, ended):
             outcome, error = "failed", "its evidence is still visible after the recovery"
-        await _close(conn, ended, outcome, error, self._metrics)
+        left = await sessions.surplus(conn, self.catalog.cast(ended.mode).values(), self.catalog.normal.values())
+        await _close(conn, ended, outcome, error, self._metrics, left)
         self._run, self._finished = None, ended.requested_at
         self._metrics.harness.entered(NORMAL, time.monotonic() - noticed)
 
@@ -266,13 +277,17 @@ async def recover_now(conn: AsyncConnection[Row]) -> int:
 
     Raises ServerError when a daemon leads, for it does that itself.
     """
-    if (await run(conn, queries("control.sql")["try_to_lead"]))[0]["leading"] != "t":
+    if (await ask(conn, "try_to_lead"))[0]["leading"] != "t":
         raise ServerError("a daemon is connected and recovers by itself: UPDATE demo_control SET mode = 'normal'")
-    await run(conn, queries("control.sql")["become_control"], local=False)
-    old_runs = await journal.unfinished(conn)
-    for old in old_runs:
-        await _recover(conn, old, "interrupted", "the daemon died", None)
-    return len(old_runs)
+    await ask(conn, "become_control", local=False)
+    try:
+        old_runs = await journal.unfinished(conn)
+        for old in old_runs:
+            await _recover(conn, old, "interrupted", "the daemon died", None)
+        return len(old_runs)
+    finally:
+        if not conn.broken:
+            await ask(conn, "stop_leading")
 
 
 async def _recover(conn: AsyncConnection[Row], old: Run, outcome: str, error: str, metrics: Metrics | None) -> None:
@@ -301,13 +316,20 @@ async def _undo(conn: AsyncConnection[Row], old: Run) -> None:
         pause = min(2 * pause, longest)
 
 
-async def _close(conn: AsyncConnection[Row], ended: Run, outcome: str, error: str | None, metrics: Metrics | None) -> None:
-    """Compares the fingerprints, closes the row, and lets the control go back to normal."""
-    residue = await journal.finish(conn, ended, outcome, error)
+async def _close(
+    conn: AsyncConnection[Row],
+    ended: Run,
+    outcome: str,
+    error: str | None,
+    metrics: Metrics | None,
+    left: Sequence[str] = (),
+) -> None:
+    """Compares the fingerprints, closes the row, and lets the control go back to normal; `left` is residue known already."""
+    residue = await journal.finish(conn, ended, outcome, error, list(left))
     if metrics:
         metrics.harness.residue.set(len(residue))
-    for left in residue:
-        log.error("%s has left something behind: %s", ended.mode, left, extra={"event": "residue", "mode": ended.mode})
+    for thing in residue:
+        log.error("%s has left something behind: %s", ended.mode, thing, extra={"event": "residue", "mode": ended.mode})
     outcome = "failed" if residue else outcome
     log.info(
         "%s is over: %s",
@@ -319,7 +341,7 @@ async def _close(conn: AsyncConnection[Row], ended: Run, outcome: str, error: st
 
 
 async def _back_to_normal(conn: AsyncConnection[Row], mode: str, requested_at: str) -> None:
-    await run(conn, queries("control.sql")["back_to_normal"], mode=mode, requested_at=requested_at)
+    await ask(conn, "back_to_normal", mode=mode, requested_at=requested_at)
 
 
 def _listed(details: Row) -> str:

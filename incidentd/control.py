@@ -17,7 +17,7 @@ from psycopg import AsyncConnection
 
 from incidentd import database
 from incidentd.catalog import NORMAL
-from incidentd.database import Row, Server, queries, run
+from incidentd.database import Row, Server, ask
 from incidentd.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -48,13 +48,14 @@ class Wanted:
 
 
 class Control:
-    """Follows `demo_control`; `latest` is the newest reading, None before the first."""
+    """Follows `demo_control`; `latest` is the newest reading, None before the first, `lost` is set while there is no server."""
 
     def __init__(self, server: Server, metrics: Metrics) -> None:
         self._server = server
         self._metrics = metrics
         self._news = asyncio.Event()
         self.latest: Wanted | None = None
+        self.lost = asyncio.Event()
 
     async def changed(self, seconds: float) -> None:
         """Waits for a new reading, for `seconds` at most."""
@@ -64,33 +65,42 @@ class Control:
                 await news.wait()
 
     async def follow(self) -> None:
-        """Reads for ever; a server that goes away is waited for."""
-        lost = False
+        """Reads for ever; a server that goes away is waited for.
+
+        A connection that breaks may only be a connection: the server counts as lost when a new one fails as well.
+        """
+        broken = False
         while True:
             try:
                 async with await database.connect(self._server.control()) as conn:
                     await self._listen(conn)
-                    if lost:
-                        log.info("the database is back", extra={"event": "database_back"})
-                    lost = False
+                    self._found()
+                    broken = False
                     await self._read_on(conn)
             except psycopg.Error as error:
                 self._metrics.harness.connected.set(0)
-                if not lost:
-                    log.error(
-                        "the database is lost: %s: waiting for it",
-                        database.sentence(error),
-                        extra={"event": "database_lost"},
-                    )
-                lost = True
-            await asyncio.sleep(_RECONNECT_SECONDS)
+                if broken:
+                    self._lose(error)
+                    await asyncio.sleep(_RECONNECT_SECONDS)
+                broken = True
+
+    def _lose(self, error: psycopg.Error) -> None:
+        if not self.lost.is_set():
+            self.lost.set()
+            log.error("the database is lost: %s: waiting for it", database.sentence(error), extra={"event": "database_lost"})
+
+    def _found(self) -> None:
+        if self.lost.is_set():
+            self.lost.clear()
+            log.info("the database is back", extra={"event": "database_back"})
 
     async def _listen(self, conn: AsyncConnection[Row]) -> None:
-        await conn.execute(f"SET statement_timeout = '{_QUERY_SECONDS}s'")
-        await run(conn, queries("control.sql")["join_daemons"])
-        await conn.execute("LISTEN demo_control")
+        async with database.within(database.ANSWER_SECONDS):
+            await conn.execute(f"SET statement_timeout = '{_QUERY_SECONDS}s'")
+            await conn.execute("LISTEN demo_control")
+        await ask(conn, "join_daemons")
         await self._read(conn)
-        await run(conn, queries("control.sql")["announce"])
+        await ask(conn, "announce")
 
     async def _read_on(self, conn: AsyncConnection[Row]) -> None:
         while True:
@@ -100,7 +110,8 @@ class Control:
             await self._read(conn)
 
     async def _read(self, conn: AsyncConnection[Row]) -> None:
-        row = (await run(conn, queries("control.sql")["read_control"]))[0]
+        async with database.within(_QUERY_SECONDS):
+            row = (await ask(conn, "read_control"))[0]
         self._metrics.harness.connected.set(1)
         left = row["seconds_left"]
         wanted = Wanted(

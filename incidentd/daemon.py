@@ -6,23 +6,26 @@ Owns the order of start and stop, the signals, and the status line. Must not kno
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
 import signal
 import time
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection
 
-from incidentd import catalog, check, database, install, population
+from incidentd import catalog, check, conductor, database, install, journal, population
 from incidentd.catalog import Catalog
 from incidentd.conductor import Conductor
 from incidentd.control import Control
-from incidentd.database import Row, Server, queries, run
-from incidentd.errors import SqlFileError
+from incidentd.database import Row, Server, ask
+from incidentd.errors import ServerError, SqlFileError
+from incidentd.guards import Guards
 from incidentd.install import Progress
 from incidentd.metrics import Metrics
 from incidentd.sessions import Sessions
@@ -32,6 +35,7 @@ from incidentd.workload import PAYMENT, Workload
 log = logging.getLogger(__name__)
 
 _STATUS_SECONDS = 10
+_CONTROL_SECONDS = 10  # for the first reading of demo_control; without one the daemon waits for the server as it always does
 _LAG_SECONDS = 0.1  # how often the event loop is asked whether it is late
 _RECOVER_SECONDS = 4  # for recovering on the way out; what is not undone then is undone by the next start
 _STOP = (signal.SIGINT, signal.SIGTERM)
@@ -73,28 +77,47 @@ async def prepare(server: Server, settings: Settings, progress: Progress) -> tup
         await install.install(conn, settings.payments, progress)
         if settings.server is not None:
             server = Server(server.parameters, await install.share_password(conn, settings.role_password))
-        if faults := await check.check(conn, loaded, make_changes=False):
+        await recover_before_anything_else(conn)
+        if faults := await check.check(conn, await unknown(conn, loaded), make_changes=False):
             raise SqlFileError(faults)
         await publish(conn, loaded, settings.allow_cluster_scope)
     return server, loaded
 
 
+async def recover_before_anything_else(conn: AsyncConnection[Row]) -> None:
+    """Undoes what a daemon that died has left; a daemon that leads does that by itself."""
+    if await journal.unfinished(conn):
+        with contextlib.suppress(ServerError):
+            await conductor.recover_now(conn)
+
+
+async def unknown(conn: AsyncConnection[Row], loaded: Catalog) -> Catalog:
+    """The part of the catalog that has to be checked: all of it, except while another daemon has an incident going.
+
+    Then the database is not as the files expect it, and those that are published already were found sound before.
+    """
+    if not await journal.unfinished(conn):
+        return loaded
+    published = {str(row["sha256"]) for row in await ask(conn, "list_incidents")}
+    new = {name: incident for name, incident in loaded.incidents.items() if incident.sha256 not in published}
+    return Catalog(loaded.normal, MappingProxyType(new))
+
+
 async def publish(conn: AsyncConnection[Row], loaded: Catalog, allow_cluster_scope: bool) -> None:
     """Tells the control plane what modes there are, and which of them this server cannot have."""
-    control = queries("control.sql")
     async with conn.transaction():
         for incident in loaded.incidents.values():
             front = incident.front
             requires = json.dumps(front.requires)
-            missing = [str(row["name"]) for row in await run(conn, control["missing_requirements"], requires=requires)]
+            missing = [str(row["name"]) for row in await ask(conn, "missing_requirements", requires=requires)]
             refusal = None
             if front.scope == "cluster" and not allow_cluster_scope:
                 refusal = "it affects other databases of the server: start the daemon with --allow-cluster-scope"
             elif missing:
                 refusal = f"the server does not offer what it requires: {', '.join(missing)}"
-            await run(
+            await ask(
                 conn,
-                control["publish_incident"],
+                "publish_incident",
                 name=incident.name,
                 title=front.title,
                 category=front.category,
@@ -110,7 +133,7 @@ async def publish(conn: AsyncConnection[Row], loaded: Catalog, allow_cluster_sco
                     {"promql": front.signals.promql, "logql": front.signals.logql, "traceql": front.signals.traceql}
                 ),
             )
-        await run(conn, control["forget_incidents"], names="{" + ",".join(loaded.incidents) + "}")
+        await ask(conn, "forget_incidents", names="{" + ",".join(loaded.incidents) + "}")
 
 
 async def serve(server: Server, loaded: Catalog, settings: Settings, metrics: Metrics, stopping: asyncio.Task[Any]) -> None:
@@ -120,20 +143,20 @@ async def serve(server: Server, loaded: Catalog, settings: Settings, metrics: Me
     control = Control(server, metrics)
     workload = Workload(server, settings.pool_size, people, metrics)
     sessions = Sessions(server, people)
-    conductor = Conductor(server, loaded, control, sessions, workload, metrics)
+    disk = settings.state_dir if settings.server is None else None
+    leader = Conductor(server, loaded, control, sessions, workload, metrics, Guards(disk))
+    following = asyncio.create_task(control.follow(), name="control")
+    await control.changed(_CONTROL_SECONDS)  # the control's connection comes first: the pool takes what is left
     await workload.open(loaded.normal[PAYMENT])
-    conducting = asyncio.create_task(conductor.conduct(), name="conductor")
+    conducting = asyncio.create_task(leader.conduct(), name="conductor")
     helpers = [
-        asyncio.create_task(work, name=name)
-        for name, work in (
-            ("control", control.follow()),
-            ("status", _tell_status(metrics, conductor)),
-            ("lag", _measure_lag(metrics)),
-        )
+        following,
+        asyncio.create_task(_tell_status(metrics, leader), name="status"),
+        asyncio.create_task(_measure_lag(metrics), name="lag"),
     ]
     try:
         await asyncio.wait([stopping, conducting, *helpers], return_when=asyncio.FIRST_COMPLETED)
-        conductor.stop()
+        leader.stop()
         await asyncio.wait([conducting], timeout=_RECOVER_SECONDS)
     finally:
         for task in (conducting, *helpers):

@@ -8,8 +8,10 @@ what one statement returns can be the parameter of the next without a change, wh
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -41,6 +43,11 @@ _LIMITS = {
     "tcp_user_timeout": "10000",
 }
 
+# The server's own limits come first (sql/payments.sql, `limits`; control.sql, `become_control`); these are for a server
+# that is there and does not answer.
+ANSWER_SECONDS = 15
+CHANGE_SECONDS = 16 * 60
+
 TEXT = AdaptersMap()
 TEXT.register_loader(0, TextLoader)
 TEXT.register_dumper(str, StrDumperUnknown)
@@ -64,9 +71,12 @@ class Server:
         return self._conninfo(**{key: value for key, value in own.items() if value is not None})
 
     def _conninfo(self, **own: str) -> str:
-        options = f"{self.parameters.get('options', '')} -c TimeZone=UTC -c DateStyle=ISO".strip()
+        options = f"{self.parameters.get('options', '')} {_SETTINGS}".strip()
         return make_conninfo(**{**_LIMITS, **self.parameters, **own, "options": options})
 
+
+# A backend notices within two seconds that its daemon is gone, even in the middle of an index build.
+_SETTINGS = "-c TimeZone=UTC -c DateStyle=ISO -c client_connection_check_interval=2s"
 
 # Keyword arguments of every connection: statements of the files manage their own transactions.
 CONNECTION: Mapping[str, Any] = MappingProxyType(
@@ -79,27 +89,52 @@ async def connect(conninfo: str) -> AsyncConnection[Row]:
     return await AsyncConnection.connect(conninfo, **CONNECTION)
 
 
+@contextlib.asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[None]:
+    """Raises psycopg.OperationalError when the server has not answered in time.
+
+    The connection is not to be used again: psycopg cancels the query and closes the connection unless that is answered
+    within ten seconds more.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise psycopg.OperationalError(f"the server did not answer within {seconds:g} s") from None
+
+
 async def execute(conn: AsyncConnection[Row], statement: Statement, values: Values) -> list[Row]:
     """The rows of a statement, none where it returns none. Raises psycopg.Error."""
-    cursor = await conn.execute(statement.text, [values[name] for name in statement.parameters])
-    return await cursor.fetchall() if cursor.description else []
+    async with within(CHANGE_SECONDS):
+        cursor = await conn.execute(statement.text, [values[name] for name in statement.parameters])
+        return await cursor.fetchall() if cursor.description else []
 
 
-async def first(conn: AsyncConnection[Row], statement: Statement, values: Values) -> Row:
-    """The first row of a statement, all null where no row came, empty where it returns none. Raises psycopg.Error."""
-    cursor = await conn.execute(statement.text, [values[name] for name in statement.parameters])
-    if not cursor.description:
-        return {}
-    return await cursor.fetchone() or dict.fromkeys(column.name for column in cursor.description)
+async def first(conn: AsyncConnection[Row], statement: Statement, values: Values, seconds: float = CHANGE_SECONDS) -> Row:
+    """The first row of a statement, all null where no row came, empty where it returns none.
+
+    Raises psycopg.Error, after `seconds` at the latest.
+    """
+    async with within(seconds):
+        cursor = await conn.execute(statement.text, [values[name] for name in statement.parameters])
+        if not cursor.description:
+            return {}
+        return await cursor.fetchone() or dict.fromkeys(column.name for column in cursor.description)
 
 
-async def run(conn: AsyncConnection[Row], section: Section, **values: object) -> list[Row]:
+async def run(conn: AsyncConnection[Row], section: Section, /, **values: object) -> list[Row]:
     """The rows of a section's last statement, its parameters given by name. Raises psycopg.Error."""
     texts = {name: as_text(value) for name, value in values.items()}
     rows: list[Row] = []
     for statement in section.statements:
         rows = await execute(conn, statement, texts)
     return rows
+
+
+async def ask(conn: AsyncConnection[Row], section: str, /, **values: object) -> list[Row]:
+    """As `run`, for a section of `control.sql`: these take milliseconds, so no answer for a while means a lost server."""
+    async with within(ANSWER_SECONDS):
+        return await run(conn, queries("control.sql")[section], **values)
 
 
 def as_text(value: object) -> str | None:

@@ -112,6 +112,7 @@ async def _install(conn: AsyncConnection[Row], payments: int, progress: Progress
         await run(conn, queries("schema.sql")["schema"])
         await run(conn, queries("install.sql")["claim"])
         await run(conn, payment_service["roles"])
+        await run(conn, payment_service["limits"])
         await run(conn, payment_service["tables"])
         await run(conn, payment_service["grants"])
         await run(conn, queries("install.sql")["schema_applied"], sha256=_schema_sha256())

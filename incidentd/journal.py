@@ -18,10 +18,13 @@ from psycopg.pq import TransactionStatus
 from incidentd import script
 from incidentd.catalog import Incident
 from incidentd.control import Wanted
-from incidentd.database import Row, Values, first, queries, run
+from incidentd.database import Row, Values, ask, first, queries, run
 from incidentd.sqltext import Section, parse_section
 
 Fingerprint = dict[str, str]
+
+_SIZE = "size of table "
+_GROWTH_BYTES = 64 << 20  # a table may grow by this, or to twice what it was: payments go on flowing during a run
 
 
 @dataclass(slots=True)
@@ -81,7 +84,7 @@ async def undo(conn: AsyncConnection[Row], old: Run) -> None:
         else:
             async with _migrator(conn, local=False):
                 await _change(conn, section, parameters)
-    await run(conn, queries("control.sql")["mitigated"], id=old.id)
+    await ask(conn, "mitigated", id=old.id)
 
 
 async def witness(conn: AsyncConnection[Row], of: Run, incident: Incident) -> Evidence:
@@ -101,18 +104,21 @@ async def stopped(conn: AsyncConnection[Row], of: Run, stop: Section) -> bool:
 async def witnessed(conn: AsyncConnection[Row], of: Run, evidence: Evidence) -> None:
     """Notes that the evidence is visible, and what it says."""
     of.witnessed = True
-    await run(conn, queries("control.sql")["witnessed"], id=of.id, evidence=json.dumps(evidence.details))
+    await ask(conn, "witnessed", id=of.id, evidence=json.dumps(evidence.details))
 
 
-async def finish(conn: AsyncConnection[Row], old: Run, outcome: str, error: str | None) -> list[str]:
-    """Compares the fingerprints and closes the row; the sentences say what was left behind, none on a clean run."""
+async def finish(conn: AsyncConnection[Row], old: Run, outcome: str, error: str | None, seen: list[str]) -> list[str]:
+    """Compares the fingerprints and closes the row; the sentences say what was left behind, none on a clean run.
+
+    `seen` is what is known to be left behind already.
+    """
     after = await fingerprint(conn)
-    residue = differences(old.before, after)
+    residue = seen + differences(old.before, after)
     if residue:
         outcome, error = "failed", "; ".join(filter(None, (error, f"left behind: {', '.join(residue)}")))
-    await run(
+    await ask(
         conn,
-        queries("control.sql")["finish_run"],
+        "finish_run",
         id=old.id,
         outcome=outcome,
         error=error,
@@ -125,9 +131,9 @@ async def finish(conn: AsyncConnection[Row], old: Run, outcome: str, error: str 
 
 async def failed(conn: AsyncConnection[Row], wanted: Wanted, error: str) -> None:
     """Notes a run that could not be begun."""
-    await run(
+    await ask(
         conn,
-        queries("control.sql")["failed_to_start"],
+        "failed_to_start",
         mode=wanted.mode,
         requested_at=wanted.requested_at,
         requested_by=wanted.requested_by,
@@ -146,7 +152,7 @@ async def unfinished(conn: AsyncConnection[Row]) -> list[Run]:
             parameters=json.loads(row["parameters"] or "{}"),
             before=json.loads(row["fingerprint_before"] or "{}"),
         )
-        for row in await run(conn, queries("control.sql")["unfinished_runs"])
+        for row in await ask(conn, "unfinished_runs")
     ]
 
 
@@ -158,22 +164,26 @@ async def fingerprint(conn: AsyncConnection[Row]) -> Fingerprint:
 
 
 def differences(before: Fingerprint, after: Fingerprint) -> list[str]:
-    """What differs, an object each: `index public.x is missing`, `... is new`, `... was A and is B`."""
+    """What differs, an object each: `index public.x is missing`, `... is new`, `... was (A) and is (B)`, `... grew by ...`."""
     found = []
     for name in sorted(before.keys() | after.keys()):
         if name not in after:
             found.append(f"{name} is missing")
         elif name not in before:
             found.append(f"{name} is new")
+        elif name.startswith(_SIZE):
+            grown = int(after[name]) - int(before[name])
+            if grown > max(_GROWTH_BYTES, int(before[name])):
+                found.append(f"{name} grew by {grown >> 20} MB")
         elif before[name] != after[name]:
             found.append(f"{name} was ({before[name]}) and is ({after[name]})")
     return found
 
 
 async def _begin(conn: AsyncConnection[Row], new: Run, wanted: Wanted) -> None:
-    rows = await run(
+    rows = await ask(
         conn,
-        queries("control.sql")["begin_run"],
+        "begin_run",
         mode=new.mode,
         requested_at=new.requested_at,
         requested_by=wanted.requested_by,
@@ -185,7 +195,7 @@ async def _begin(conn: AsyncConnection[Row], new: Run, wanted: Wanted) -> None:
 
 
 async def _injected(conn: AsyncConnection[Row], new: Run) -> None:
-    await run(conn, queries("control.sql")["injected"], id=new.id, parameters=json.dumps(new.parameters))
+    await ask(conn, "injected", id=new.id, parameters=json.dumps(new.parameters))
 
 
 async def _change(conn: AsyncConnection[Row], section: Section, parameters: Values) -> dict[str, str | None]:
@@ -202,14 +212,14 @@ async def _change_by_steps(conn: AsyncConnection[Row], section: Section, new: Ru
         if row := await first(conn, statement, new.parameters):
             new.parameters |= row
             async with _migrator(conn, local=False, back=True):
-                await run(conn, queries("control.sql")["keep_parameters"], id=new.id, parameters=json.dumps(new.parameters))
+                await ask(conn, "keep_parameters", id=new.id, parameters=json.dumps(new.parameters))
 
 
 @contextlib.asynccontextmanager
 async def _migrator(conn: AsyncConnection[Row], *, local: bool, back: bool = False) -> AsyncIterator[None]:
     """The change is the story's: made by the migration tool's role, under its name. `back` steps out of it for a moment."""
     enter, leave = ("become_control", "become_migrator") if back else ("become_migrator", "become_control")
-    await run(conn, queries("control.sql")[enter], local=local)
+    await ask(conn, enter, local=local)
     try:
         yield
     finally:
@@ -217,4 +227,4 @@ async def _migrator(conn: AsyncConnection[Row], *, local: bool, back: bool = Fal
             TransactionStatus.IDLE,
             TransactionStatus.INTRANS,
         ):  # else a rollback does it
-            await run(conn, queries("control.sql")[leave], local=local)
+            await ask(conn, leave, local=local)

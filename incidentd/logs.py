@@ -57,8 +57,9 @@ class Calm(logging.Filter):
             return False
         kind.passed += 1
         if kind.left_out:
-            record.left_out, kind.left_out = kind.left_out, 0
-            record.msg = f"{record.msg} (and {record.left_out} more before)"
+            record.__dict__["left_out"] = kind.left_out
+            record.msg = f"{record.msg} (and {kind.left_out} more before)"
+            kind.left_out = 0
         return True
 
 

@@ -20,11 +20,14 @@ from incidentd.sqltext import Section, Think
 _ROLLBACK_SECONDS = 2  # a server that does not answer a ROLLBACK is not worth keeping the connection for
 
 
-async def play(conn: AsyncConnection[Row], script: Section, values: Values) -> dict[str, str | None]:
+async def play(
+    conn: AsyncConnection[Row], script: Section, values: Values, seconds: float = database.CHANGE_SECONDS
+) -> dict[str, str | None]:
     """Runs the steps of `script` in order and returns the parameters as they stood at the end.
 
     The columns of a statement's first row become parameters of the statements after it, null where no row came. Raises
-    psycopg.Error; a transaction that is open at the end, for whatever reason, is rolled back.
+    psycopg.Error, among others when a statement has no answer within `seconds`; a transaction that is open at the end, for
+    whatever reason, is rolled back.
     """
     known = dict(values)
     try:
@@ -32,7 +35,7 @@ async def play(conn: AsyncConnection[Row], script: Section, values: Values) -> d
             if isinstance(step, Think):
                 await asyncio.sleep(random.uniform(step.low, step.high))
             else:
-                known |= await database.first(conn, step, known)
+                known |= await database.first(conn, step, known, seconds)
     finally:
         await leave_transaction(conn)
     return known

@@ -6,22 +6,61 @@ Owns those connections and their tasks. Must not know about the payment pool, no
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
+import time
+from collections.abc import Iterable
 
 import psycopg
 from psycopg import AsyncConnection
 
 from incidentd import database, script
 from incidentd.catalog import Actor, Cast
-from incidentd.database import Row, Server, Values
+from incidentd.database import Row, Server, Values, ask
 from incidentd.population import Population
 
 log = logging.getLogger(__name__)
 
 _PAUSE = (0.1, 0.3)  # seconds after a failed pass: a worker's retry, and no busy loop when a script always fails
 _RECONNECT = (0.5, 1.5)  # seconds after a lost connection
+_END_SECONDS = 3  # a backend notices within two that its client is gone
+_END_TICK_SECONDS = 0.05
 _LEAVE_SECONDS = 11  # psycopg gives a cancelled query ten seconds to end before it closes the connection
+
+
+async def end_strangers(conn: AsyncConnection[Row], actors: Iterable[Actor]) -> None:
+    """Ends the sessions of `actors` that a daemon which led before has left, if its death has not. Raises psycopg.Error."""
+    for row in await ask(conn, "end_sessions", actors=_listed(actors)):
+        log.warning(
+            "ended a session that was left behind: %s, pid %s",
+            row["application_name"],
+            row["pid"],
+            extra={"event": "session_ended"},
+        )
+
+
+async def surplus(conn: AsyncConnection[Row], actors: Iterable[Actor], now: Iterable[Actor]) -> list[str]:
+    """Which of `actors` have more sessions than `now` says, a sentence each; sessions that are just ending are waited for.
+
+    Raises psycopg.Error.
+    """
+    expected, deadline = _listed(actors, now), time.monotonic() + _END_SECONDS
+    while True:
+        rows = await ask(conn, "surplus_sessions", actors=expected)
+        if not rows or time.monotonic() > deadline:
+            return [f"{row['application_name']} has {row['sessions']} sessions, not {row['expected']}" for row in rows]
+        await asyncio.sleep(_END_TICK_SECONDS)
+
+
+def _listed(actors: Iterable[Actor], now: Iterable[Actor] = ()) -> str:
+    """JSON for the server: who has sessions of their own among `actors`, and how many each should have `now`."""
+    expected = {(actor.role, actor.application_name): 0 for actor in actors if actor.sessions is not None}
+    for actor in now:
+        if actor.sessions is not None:
+            identity = actor.role, actor.application_name
+            expected[identity] = expected.get(identity, 0) + actor.sessions
+    return json.dumps([{"role": role, "application_name": name, "sessions": n} for (role, name), n in expected.items()])
 
 
 class Sessions:

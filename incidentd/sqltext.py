@@ -44,6 +44,7 @@ _DIRECTIVE = re.compile(r"--[ \t]*(?P<key>[A-Za-z]+)[ \t]*:[ \t]*(?P<value>.*?)[
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|min)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0}
+_TRANSACTION = frozenset(["ABORT", "BEGIN", "COMMIT", "END", "PREPARE", "RELEASE", "ROLLBACK", "SAVEPOINT", "START"])
 _UNCLOSED = {"'": "string", '"': "quoted identifier"}
 _ESCAPES = re.compile(r"\\(?:([0-7]{1,3})|x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
 _UNICODE = re.compile(r"\\(?:\+([0-9a-fA-F]{6})|([0-9a-fA-F]{4}))")
@@ -71,6 +72,11 @@ class Statement:
         """The first word, in upper case: `SELECT`, `BEGIN`, ..."""
         match = re.match(r"\w+", self.text.lstrip("( \n"))
         return match.group().upper() if match else ""
+
+    @property
+    def controls_transaction(self) -> bool:
+        """Whether it begins, ends or divides a transaction."""
+        return self.keyword in _TRANSACTION
 
 
 @dataclass(frozen=True, slots=True)

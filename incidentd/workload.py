@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 PAYMENT = "payment"  # the actor whose runs are payments; every other one is only company
 ACQUIRE_SECONDS = 5  # how long a request waits for a connection of the pool before it fails
+STATEMENT_SECONDS = 10  # a statement that the server has not ended by then (its own limit is 8 s) has no server
 SKIP_SECONDS = 10  # a request that could not be started this long after it was due never is (DESIGN §5)
 _RECONNECT_SECONDS = 5  # the pool gives up after this and tries again when the next request asks
 _CLOSE_SECONDS = 3
@@ -129,7 +130,8 @@ class Workload:
         finally:
             self._metrics.pool_wait(clock() - asked)
         try:
-            await script.play(conn, actor.script, {**self._population.draw(), **script.constants(dict(actor.params))})
+            values = {**self._population.draw(), **script.constants(dict(actor.params))}
+            await script.play(conn, actor.script, values, STATEMENT_SECONDS)
         finally:
             await self._pool.putconn(conn)
 

@@ -23,6 +23,9 @@ SELECT pg_notify('demo_control', '');
 -- name: try_to_lead
 SELECT pg_try_advisory_lock(1768842084, 1) AS leading;
 
+-- name: stop_leading
+SELECT pg_advisory_unlock(1768842084, 1);
+
 -- name: begin_run
 INSERT INTO incidentd.incident_log (mode, requested_at, requested_by, undo, parameters, fingerprint_before)
 VALUES (:mode, :requested_at, :requested_by, :undo, :parameters, :fingerprint)
@@ -50,6 +53,28 @@ UPDATE incidentd.incident_log
 INSERT INTO incidentd.incident_log (mode, requested_at, requested_by, outcome, error)
 VALUES (:mode, :requested_at, :requested_by, 'failed', :error);
 
+-- name: end_sessions
+-- Sessions of a leader that died: only leaders have any of these, and the one that asks has none yet.
+SELECT application_name, pid, pg_terminate_backend(pid, 2000) AS ended
+  FROM pg_stat_activity
+ WHERE datname = current_database()
+   AND pid <> pg_backend_pid()
+   AND (usename::text, application_name) IN (SELECT role, application_name
+                                               FROM jsonb_to_recordset(:actors) AS actor (role text, application_name text));
+
+-- name: surplus_sessions
+-- Actors with more sessions than they should have.
+SELECT actor.role, actor.application_name, count(*) AS sessions, max(actor.sessions) AS expected
+  FROM jsonb_to_recordset(:actors) AS actor (role text, application_name text, sessions integer)
+  JOIN pg_stat_activity AS session ON session.usename = actor.role AND session.application_name = actor.application_name
+ WHERE session.datname = current_database()
+ GROUP BY actor.role, actor.application_name
+HAVING count(*) > max(actor.sessions)
+ ORDER BY actor.role, actor.application_name;
+
+-- name: database_size
+SELECT pg_database_size(current_database()) AS bytes;
+
 -- name: unfinished_runs
 SELECT id, mode, requested_at, undo, parameters, fingerprint_before
   FROM incidentd.incident_log
@@ -70,7 +95,7 @@ VALUES (:name, :title, :category, :severity, :cause, :fix,
        signals = excluded.signals, sha256 = excluded.sha256, refusal = excluded.refusal, loaded_at = clock_timestamp();
 
 -- name: list_incidents
-SELECT name, severity, category, title, refusal FROM incidentd.incident ORDER BY name;
+SELECT name, sha256 FROM incidentd.incident ORDER BY name;
 
 -- name: missing_requirements
 -- What of `requires` this server does not offer: an attribute of the migrator's role, or a predefined role.

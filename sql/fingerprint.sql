@@ -1,4 +1,5 @@
 -- Everything that an incident could leave behind, one row an object: equal rows before and after mean that nothing was.
+-- Sizes are in bytes and grow with the payments; they are compared within a bound.
 
 -- name: fingerprint
 WITH relation AS (
@@ -14,6 +15,8 @@ WITH relation AS (
            name, concat_ws(' ', relkind, relpersistence, relowner::regrole, relacl, reloptions, relreplident,
                            relrowsecurity, relforcerowsecurity, reltablespace, relispartition, pg_get_expr(relpartbound, oid))
       FROM relation
+    UNION ALL
+    SELECT 'size of table', name, pg_total_relation_size(oid)::text FROM relation WHERE relkind IN ('r', 'm', 't')
     UNION ALL
     SELECT 'index definition', relation.name, concat_ws(' ', pg_get_indexdef(indexrelid), indisvalid, indisready, indisreplident, indisclustered)
       FROM pg_index JOIN relation ON relation.oid = indexrelid

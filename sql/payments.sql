@@ -24,25 +24,34 @@ GRANT payments_owner, payments_app, settlement_app, outbox_publisher, fraud_scor
 GRANT payments_owner TO migrator;
 GRANT CREATE, USAGE ON SCHEMA public TO payments_owner;
 
--- A client that vanishes leaves nothing behind: its backend notices within two seconds, even in a query or a lock wait,
--- and no statement, wait or open transaction outlasts what the story needs.
-ALTER ROLE payments_app     SET client_connection_check_interval = '2s';
-ALTER ROLE payments_app     SET statement_timeout = '8s';
-ALTER ROLE payments_app     SET idle_in_transaction_session_timeout = '1min';
-ALTER ROLE settlement_app   SET client_connection_check_interval = '2s';
-ALTER ROLE settlement_app   SET statement_timeout = '30s';
-ALTER ROLE settlement_app   SET idle_in_transaction_session_timeout = '1min';
-ALTER ROLE outbox_publisher SET client_connection_check_interval = '2s';
-ALTER ROLE outbox_publisher SET statement_timeout = '30s';
-ALTER ROLE outbox_publisher SET idle_in_transaction_session_timeout = '1min';
-ALTER ROLE fraud_scorer     SET client_connection_check_interval = '2s';
-ALTER ROLE fraud_scorer     SET statement_timeout = '30s';
-ALTER ROLE fraud_scorer     SET idle_in_transaction_session_timeout = '1min';
-ALTER ROLE bi_reader        SET client_connection_check_interval = '2s';
-ALTER ROLE bi_reader        SET statement_timeout = '15min';
-ALTER ROLE bi_reader        SET idle_in_transaction_session_timeout = '20min';
-ALTER ROLE migrator         SET client_connection_check_interval = '2s';
-ALTER ROLE migrator         SET lock_timeout = '5s';
+-- name: limits
+-- The dead man's switch. A client that vanishes leaves nothing behind: its backend notices within two seconds, even in a
+-- query or a lock wait, and no statement, wait or open transaction outlasts what the story needs.
+DO $$
+DECLARE
+    patience record;
+BEGIN
+    FOR patience IN
+        SELECT * FROM (VALUES
+            --  role               lock     statement  idle in tx  transaction (from 17 on)
+            ('payments_app',       '7s',    '8s',      '1min',     '2min'),
+            ('settlement_app',     '20s',   '30s',     '1min',     '5min'),
+            ('outbox_publisher',   '20s',   '30s',     '1min',     '5min'),
+            ('fraud_scorer',       '20s',   '30s',     '20min',    '20min'),
+            ('bi_reader',          '20s',   '15min',   '20min',    '20min'),
+            ('migrator',           '5s',    '15min',   '5min',     '20min')
+        ) AS limits (role, lock, statement, idle, transaction)
+    LOOP
+        EXECUTE format('ALTER ROLE %I SET client_connection_check_interval = %L', patience.role, '2s');
+        EXECUTE format('ALTER ROLE %I SET lock_timeout = %L', patience.role, patience.lock);
+        EXECUTE format('ALTER ROLE %I SET statement_timeout = %L', patience.role, patience.statement);
+        EXECUTE format('ALTER ROLE %I SET idle_in_transaction_session_timeout = %L', patience.role, patience.idle);
+        IF current_setting('server_version_num')::integer >= 170000 THEN
+            EXECUTE format('ALTER ROLE %I SET transaction_timeout = %L', patience.role, patience.transaction);
+        END IF;
+    END LOOP;
+END
+$$;
 
 -- name: tables
 SET LOCAL ROLE payments_owner;

@@ -66,13 +66,18 @@ class Daemon:
 
     arguments: tuple[str, ...]
     directory: Path
+    environment: dict[str, str] = field(default_factory=environment)
     process: subprocess.Popen[bytes] = field(init=False)
     url: str = field(init=False, default="")
 
     def start(self, seconds: float = 60) -> Daemon:
         """Runs the daemon and waits until payments flow."""
         self.launch()
-        eventually(self._announced, "the daemon says that payments flow", seconds)
+        try:
+            eventually(self._announced, "the daemon says that payments flow", seconds)
+        except BaseException:
+            self.stop(signal.SIGKILL)
+            raise
         return self
 
     def launch(self) -> None:
@@ -83,7 +88,7 @@ class Daemon:
                 [sys.executable, "-m", "incidentd", "--metrics-port", "0", "--log-format", "json", *self.arguments],
                 stdout=out,
                 stderr=err,
-                env=environment(),
+                env=self.environment,
                 start_new_session=True,
             )
 
@@ -122,6 +127,10 @@ class Daemon:
         return sum(
             value for (found, of), value in self.samples().items() if found == name and labels.items() <= dict(of).items()
         )
+
+    def succeeded(self) -> float:
+        """Payments that did not fail so far."""
+        return self.value("payment_requests_total") - self.value("payment_errors_total")
 
     def durations(self) -> Buckets:
         """payment_duration_seconds: upper bound to cumulated count."""
@@ -186,10 +195,10 @@ class Operator:
         return eventually(lambda: self.rows(query, after), f"a run after {after} is finished", seconds)[0]
 
     def fingerprint(self) -> dict[str, str]:
-        """The database as it stands, by the project's own query."""
+        """The database as it stands, by the project's own query; without the sizes, which grow with the payments."""
         query = (Path(__file__).parents[1] / "sql" / "fingerprint.sql").read_text()
-        found: dict[str, str] = self.rows(query.partition("-- name: fingerprint")[2].replace("%", "%%"))[0]["fingerprint"]
-        return found
+        found = self.rows(query.partition("-- name: fingerprint")[2].replace("%", "%%"))[0]["fingerprint"]
+        return {name: definition for name, definition in found.items() if not name.startswith("size of ")}
 
     def close(self) -> None:
         self.conn.close()
