@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except IncidentdError as error:
         print(f"incidentd: {error}" if not isinstance(error, SqlFileError) else error, file=sys.stderr)
         return 1
+    except psycopg.Error as error:
+        print(f"incidentd: the database refused or was lost: {database.sentence(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as head(1) does

@@ -95,8 +95,8 @@ class Conductor:
                 await ask(conn, "become_control", local=False)
                 if await self._follow(conn):
                     await self._lead(conn)
-        except psycopg.OperationalError as error:
-            log.info("the conductor has lost its connection: %s", database.sentence(error), extra={"event": "conductor_lost"})
+        except psycopg.Error as error:
+            log.info("the conductor begins anew: %s", database.sentence(error), extra={"event": "conductor_lost"})
         finally:
             self._metrics.harness.leading.set(0)
             await self._sessions.close()
@@ -148,6 +148,7 @@ class Conductor:
                 await _recover(conn, old, "interrupted", "the daemon died", self._metrics)
             self._finished = old.requested_at
         self._run = None
+        self._metrics.harness.evidence.set(0)
 
     async def _serve(self, conn: AsyncConnection[Row], wanted: Wanted) -> None:
         """One look at the row: begin, end or watch a run, whichever is due."""
@@ -258,12 +259,21 @@ class Conductor:
         """Whether the evidence is gone, soon enough."""
         incident = self.catalog.incidents[ended.mode]
         deadline = time.monotonic() + _CALM_SECONDS
-        while (await journal.witness(conn, ended, incident)).visible:
+        while await self._visible(conn, ended, incident):
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(_CALM_TICK_SECONDS)
         self._metrics.harness.evidence.set(0)
         return True
+
+    async def _visible(self, conn: AsyncConnection[Row], ended: Run, incident: Incident) -> bool:
+        """Whether the evidence is there, or cannot be read, which proves nothing."""
+        try:
+            return (await journal.witness(conn, ended, incident)).visible
+        except psycopg.Error:
+            if conn.closed:
+                raise
+            return True
 
     async def _play(self, mode: str) -> None:
         cast = self.catalog.cast(mode)

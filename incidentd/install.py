@@ -40,12 +40,19 @@ async def install(conn: AsyncConnection[Row], payments: int, progress: Progress)
     mark = await _mark(conn)
     if mark and mark["schema_sha256"] == _schema_sha256() and mark["seeded_at"]:
         return
-    await run(conn, queries("install.sql")["lock_installation"])  # several daemons may start at once
+    await _lock(conn)
     try:
         await _install(conn, payments, progress)
     finally:
         if not conn.broken:
-            await run(conn, queries("install.sql")["unlock_installation"])
+            await run(conn, queries("install.sql")["unlock"])
+
+
+async def _lock(conn: AsyncConnection[Row]) -> None:
+    """Several daemons may start at once: one of them installs."""
+    if (await run(conn, queries("install.sql")["try_to_lock"]))[0]["locked"] != "t":
+        log.info("another daemon is filling the database: waiting for it", extra={"event": "installation_awaited"})
+        await run(conn, queries("install.sql")["lock"])
 
 
 async def check_ours(conn: AsyncConnection[Row]) -> None:

@@ -1,9 +1,12 @@
 -- How a database becomes ours: looked at first, claimed only when empty, filled once.
 
--- name: lock_installation
+-- name: try_to_lock
+SELECT pg_try_advisory_lock(1768842084, 3) AS locked;
+
+-- name: lock
 SELECT pg_advisory_lock(1768842084, 3);
 
--- name: unlock_installation
+-- name: unlock
 SELECT pg_advisory_unlock(1768842084, 3);
 
 -- name: foreign_tables
