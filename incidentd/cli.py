@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psycopg
@@ -143,7 +143,7 @@ def _banner(chosen: Settings, server: Server, url: str) -> None:
         out = Console(highlight=False, soft_wrap=True)
     where = f"embedded PostgreSQL in {chosen.state_dir}" if chosen.server is None else _described(server)
     out.print(f"\n[bold]payments flow[/bold] on {where}\nmetrics: {url}\n\nbreak something, in another terminal:\n")
-    psql = _own_command("psql", chosen) if chosen.server is None else "psql"
+    psql = _own_command("psql", chosen) if chosen.server is None else _psql_of(chosen.server)
     for mode in ("lock_contention", "normal"):
         out.print(f"  {psql} -c \"UPDATE demo_control SET mode = '{mode}'\"", markup=False)
     out.print(f"\nall modes: {_own_command('list', chosen)}\n", markup=False)
@@ -157,6 +157,12 @@ def _own_command(name: str, chosen: Settings) -> str:
     if chosen.server is None and chosen.state_dir != settings.default_state_dir():
         command += f" --state-dir {shlex.quote(str(chosen.state_dir))}"
     return command
+
+
+def _psql_of(parameters: Mapping[str, str]) -> str:
+    """psql on a server of the user's own, without the password, which psql asks for or finds where libpq does."""
+    shown = {key: value for key, value in parameters.items() if "password" not in key}
+    return f"psql {shlex.quote(psycopg.conninfo.make_conninfo(**shown))}" if shown else "psql"
 
 
 def _described(server: Server) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import time
@@ -228,6 +229,44 @@ def test_terminated_backends_are_replaced(service: Daemon, person: Operator) -> 
     flows_again(service)
     assert person.finished(run - 1)["outcome"] == "aborted"
     assert service.stop() == 0
+
+
+# -- servers of the user's own ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_server(scratch: Path) -> Iterator[str]:
+    """A server whose database belongs to somebody who may create roles and is no superuser."""
+    cluster = Cluster(scratch / "own-server", durable=False)
+    cluster.start()
+    with psycopg.connect(make_conninfo(**cluster.connection), autocommit=True) as conn:
+        conn.execute("CREATE ROLE team LOGIN CREATEROLE")
+        conn.execute("CREATE DATABASE payments_demo OWNER team")
+    yield make_conninfo(**cluster.connection | {"user": "team", "dbname": "payments_demo"})
+    cluster.stop()
+    shutil.rmtree(cluster.directory)
+
+
+def test_no_superuser_is_needed(own_server: str, scratch: Path) -> None:
+    daemon = Daemon(("--dsn", own_server, "--payments", SMALL), scratch / "own").start()
+    person = Operator(own_server)
+    before = person.fingerprint()
+    for mode in ("lock_contention", "missing_index"):
+        run = enter(person, mode)
+        eventually(lambda: person.last_run()["witnessed_at"], f"{mode} is witnessed")
+        person.set(mode="normal")
+        assert person.finished(run - 1)["outcome"] == "recovered"
+    assert person.fingerprint() == before
+    person.close()
+    assert daemon.stop() == 0
+
+
+def test_roles_of_somebody_else_are_refused_and_untouched(own_server: str) -> None:
+    with psycopg.connect(own_server, autocommit=True) as conn:
+        conn.execute("CREATE ROLE migrator LOGIN PASSWORD 'theirs'")
+        said = refusal(incidentd("--dsn", own_server, "--metrics-port", "0"))
+        assert "the server has roles of the names that the payment service uses (migrator)" in said
+        assert conn.execute("SELECT to_regnamespace('incidentd')").fetchone() == (None,)
 
 
 # -- several ----------------------------------------------------------------------------------------------------------------
