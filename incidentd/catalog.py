@@ -29,10 +29,12 @@ SUPPLIED = frozenset({"amount", "account_id", "merchant_id", "hot_merchant_id", 
 _FRONT_MATTER = re.compile(r"\s*/\*---\n(?P<toml>.*?)---\*/", re.DOTALL)
 _INCIDENT_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _TOML_PLACE = re.compile(r" \(at (?:line (?P<line>\d+), column \d+|end of document)\)$")
-_MSGSPEC_PLACE = re.compile(r" - at `(?P<path>[^`]+)`$")
+_MSGSPEC_PLACE = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+_UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]*)`")
+_HEADER = re.compile(r"\s*\[([^\[\]]+)\]")
 
-Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
-Parameter = str | int | float | bool
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2000, pattern=r"^[^\x00]*$")]
+Parameter = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")] | int | float | bool
 
 
 class ActorFront(msgspec.Struct, forbid_unknown_fields=True):
@@ -151,9 +153,13 @@ def incident_files(directories: tuple[Path, ...]) -> list[Path]:
     """Every `*.sql` of `directories`. Raises SqlFileError for a directory that cannot be read."""
     paths: list[Path] = []
     for directory in directories:
-        if not directory.is_dir():
-            raise SqlFileError([Fault(directory, 1, "there is no such directory: name one that holds incident files")])
-        paths.extend(sorted(directory.glob("*.sql")))
+        try:
+            paths.extend(sorted(path for path in directory.iterdir() if path.suffix == ".sql"))
+        except (FileNotFoundError, NotADirectoryError):
+            message = "there is no such directory: name one that holds incident files"
+            raise SqlFileError([Fault(directory, 1, message)]) from None
+        except OSError as error:
+            raise SqlFileError([Fault(directory, 1, f"cannot be read: {error.strerror}")]) from None
     return paths
 
 
@@ -181,6 +187,7 @@ class _File:
     """A file on its way to an incident: its text, its sections, and the faults found so far."""
 
     path: Path
+    bytes: bytes = b""
     text: str = ""
     front: Any = None
     sections: dict[str, Section] = field(default_factory=dict)
@@ -193,12 +200,14 @@ class _File:
         """The line of the front matter that sets `key` (`title`, `actor.settlement.sessions`), or the nearest above."""
         parts = key.split(".")
         for depth in range(len(parts), 0, -1):
-            table, last = ".".join(parts[: depth - 1]), parts[depth - 1]
-            patterns = [rf"^\s*\[{re.escape('.'.join(parts[:depth]))}\]", rf"^\s*{re.escape(last)}\s*="]
-            start = re.search(rf"^\s*\[{re.escape(table)}\]", self.text, re.M) if table else None
-            for pattern in patterns:
-                if found := re.compile(pattern, re.M).search(self.text, start.start() if start else 0):
-                    return self.text.count("\n", 0, found.end()) + 1
+            table: list[str] = []
+            for number, line in enumerate(self.text.partition("---*/")[0].split("\n"), 1):
+                if header := _HEADER.match(line):
+                    table = [part.strip(" \t\"'") for part in header[1].split(".")]
+                    if table[:depth] == parts[:depth]:
+                        return number
+                elif table == parts[: depth - 1] and re.match(rf"\s*[\"']?{re.escape(parts[depth - 1])}[\"']?\s*[=.]", line):
+                    return number
         return 1
 
     def raise_faults(self) -> None:
@@ -209,7 +218,8 @@ class _File:
 def _read(path: Path, shape: type[msgspec.Struct]) -> _File:
     file = _File(path)
     try:
-        file.text = path.read_text(encoding="utf-8")
+        file.bytes = path.read_bytes()
+        file.text = file.bytes.decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
         file.fault(f"cannot be read: {error.strerror}")
     except UnicodeDecodeError:
@@ -231,16 +241,38 @@ def _read_front_matter(file: _File, shape: type[msgspec.Struct]) -> None:
         return
     first = file.text.count("\n", 0, found.start("toml"))
     try:
-        file.front = msgspec.convert(tomllib.loads(found["toml"]), shape)
+        raw = tomllib.loads(found["toml"])
+        file.front = msgspec.convert(raw, shape)
+    except msgspec.ValidationError as error:
+        key = _key(str(error), raw)
+        message = _MSGSPEC_PLACE.sub("", str(error))
+        file.fault(f"front matter, {key}: {message}" if key else f"front matter: {message}", file.line_of(key))
     except tomllib.TOMLDecodeError as error:
         place = _TOML_PLACE.search(str(error))
         line = int(place["line"]) if place and place["line"] else found["toml"].count("\n")
         file.fault(f"the front matter is not TOML: {_TOML_PLACE.sub('', str(error))}", first + line)
-    except msgspec.ValidationError as error:
-        place = _MSGSPEC_PLACE.search(str(error))
-        key = place["path"].removeprefix("$.").replace("[...]", "") if place else ""
-        message = _MSGSPEC_PLACE.sub("", str(error))
-        file.fault(f"front matter, {key}: {message}" if key else f"front matter: {message}", file.line_of(key))
+    except (RecursionError, ValueError):  # from tomllib: values nested too deeply, numbers of thousands of digits
+        file.fault("the front matter is not TOML: it holds a value that is too deep or too long", first + 1)
+
+
+def _key(message: str, raw: dict[str, Any]) -> str:
+    """The key that msgspec complains of, `actor.settlement.sessions`; msgspec itself leaves out the names of tables."""
+    place, unknown = _MSGSPEC_PLACE.search(message), _UNKNOWN.search(message)
+    path = re.sub(r"\[\d+\]", "", place["path"]) if place else ""
+    table, dots, rest = path.partition("[...]")
+    if dots:
+        kind: Any = ActorFront if table == "actor" else Parameter
+        path = f"{table}.{_first_unfit(raw[table], kind)}{rest}"
+    return ".".join(part for part in (path, unknown["key"] if unknown else "") if part)
+
+
+def _first_unfit(table: dict[str, Any], kind: Any) -> str:
+    for name, value in table.items():
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError:
+            return name
+    return ""
 
 
 def _load_normal(path: Path) -> Cast:
@@ -262,7 +294,7 @@ def _load_incident(path: Path, normal: Cast) -> Incident:
     return Incident(
         name=path.stem,
         path=path,
-        sha256=hashlib.sha256(file.text.encode()).hexdigest(),
+        sha256=hashlib.sha256(file.bytes).hexdigest(),
         front=front,
         witness_within=within,
         evidence=file.sections["evidence"],
@@ -329,13 +361,14 @@ def _actor(name: str, script: Section, front: Any, base: Actor | None) -> Actor 
     table = table or ActorFront()
     if table.sessions is not None and table.share is not None:
         return f"actor {name} has both sessions and share: keep one"
+    connect = table.connect
     if base and table.sessions is None and table.share is None:
         table = replace_unset(table, sessions=base.sessions, share=base.share)
     if base:
         table = replace_unset(table, role=base.role, application_name=base.application_name, connect=base.connect)
     if table.sessions is None and table.share is None:
         return f"actor {name} needs sessions (connections of its own) or share (a part of the payment rate)"
-    if table.share is not None and table.connect is not None and not base:
+    if table.share is not None and connect is not None:
         return f"actor {name} goes through the payment pool: connect is only for actors with sessions"
     if table.sessions is not None and not (table.role and table.application_name):
         return f"actor {name} needs a role and an application_name: the story's own, never the tool's"

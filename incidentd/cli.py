@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.rest = arguments_of_psql
     signal.signal(signal.SIGTERM, lambda *_: _interrupt())  # until the daemon's own handler takes over
     try:
+        if after := getattr(arguments, "incidents_after", None):
+            arguments.incidents = [*(arguments.incidents or []), *after]
         chosen = settings.from_arguments(arguments, os.environ)
         code: int = arguments.command(chosen, arguments)
         return code
@@ -101,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 def _inherited() -> argparse.ArgumentParser:
     """The options again for a subcommand, so that they may stand before or after its name."""
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    settings.add_options(options)
+    settings.add_options(options, suffix="_after")
     return options
 
 
@@ -203,16 +205,19 @@ def _progress(chosen: Settings) -> Iterator[install.Progress]:
 
 def _list(chosen: Settings, _: argparse.Namespace) -> int:
     loaded = catalog.load(catalog.incident_files(catalog.incident_directories(chosen.incidents)))
-    table = Table("mode", "severity", "category", "what happens", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("mode", no_wrap=True, min_width=max(map(len, loaded.incidents), default=0))
+    for heading in ("severity", "category", "what happens"):
+        table.add_column(heading)
     for incident in sorted(loaded.incidents.values(), key=lambda incident: incident.name):
         table.add_row(incident.name, incident.front.severity, incident.front.category, incident.front.title)
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False, emoji=False).print(table)
     return 0
 
 
 def _check(chosen: Settings, arguments: argparse.Namespace) -> int:
     if arguments.paths:
-        missing = [path for path in arguments.paths if not path.exists()]
+        missing = [path for path in arguments.paths if not os.path.exists(path)]
         if missing:
             raise IncidentdError(f"there is no {missing[0]}: name incident files or directories of them")
         paths = [file for path in arguments.paths for file in (sorted(path.glob("*.sql")) if path.is_dir() else [path])]

@@ -109,9 +109,10 @@ class Metrics:
             server, thread = start_http_server(port, addr=address, registry=self.registry)
         except OverflowError:
             raise SettingsError(f"metrics port {port} is not a port: choose one from 0 to 65535") from None
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot even be asked for
+            reason = getattr(error, "strerror", None) or error
             raise SettingsError(
-                f"cannot serve metrics on {address}:{port}: {error.strerror or error}: choose another --metrics-port "
+                f"cannot serve metrics on {address}:{port}: {reason}: choose another --metrics-port "
                 "(0 takes a free one) or --metrics-addr"
             ) from None
         return MetricsServer(server, thread)

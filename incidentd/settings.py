@@ -51,7 +51,7 @@ class _Option:
 
 def _between(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.strip().isdecimal() or not low <= int(text) <= high:
+        if not text.strip().isdecimal() or len(text) > 20 or not low <= int(text) <= high:
             raise ValueError(f"a whole number from {low} to {high}")
         return int(text)
 
@@ -71,6 +71,10 @@ def _flag(text: str) -> bool:
     if text.lower() not in ("1", "true", "yes", "on", "0", "false", "no", "off", ""):
         raise ValueError("1 or 0")
     return text.lower() in ("1", "true", "yes", "on")
+
+
+def _path(text: str) -> Path | None:
+    return Path(text) if text else None
 
 
 def _directories(text: str) -> tuple[Path, ...]:
@@ -93,7 +97,7 @@ OPTIONS = (
         str,
         "an embedded PostgreSQL",
     ),
-    _Option("--state-dir", "INCIDENTD_STATE_DIR", "", "home of the embedded server", Path, str(default_state_dir())),
+    _Option("--state-dir", "INCIDENTD_STATE_DIR", "", "home of the embedded server", _path, str(default_state_dir())),
     _Option(
         "--incidents",
         "INCIDENTD_INCIDENTS",
@@ -130,14 +134,15 @@ OPTIONS = (
 )
 
 
-def add_options(parser: argparse._ActionsContainer) -> None:
+def add_options(parser: argparse._ActionsContainer, suffix: str = "") -> None:
     """Adds every option to `parser`, with its variable and default in the help."""
     for option in OPTIONS:
-        text = f"{option.help} (environment: {option.variable}; default: {option.shown or option.default})"
+        text = f"{option.help} (environment: {option.variable}; default: {option.shown or option.default})".replace("%", "%%")
         if option.parse is _flag:
             parser.add_argument(option.flag, action="store_const", const="1", help=text)
         elif option.parse is _directories:
-            parser.add_argument(option.flag, action="append", metavar="DIR", help=text)
+            dest = option.flag.lstrip("-") + suffix
+            parser.add_argument(option.flag, action="append", metavar="DIR", help=text, dest=dest)
         else:
             parser.add_argument(option.flag, metavar=option.flag.rpartition("-")[2].upper(), help=text)
 
@@ -145,10 +150,10 @@ def add_options(parser: argparse._ActionsContainer) -> None:
 def from_arguments(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Settings:
     """The settings: the command line first, the environment second. Raises SettingsError, naming what is wrong."""
     values = {option.flag: _value(option, arguments, environment) for option in OPTIONS}
-    server = _server(values["--dsn"], environment)
+    server = _server(values["--dsn"], environment, "--dsn" if getattr(arguments, "dsn", None) is not None else "INCIDENTD_DSN")
     return Settings(
         server=server,
-        state_dir=values["--state-dir"] if str(values["--state-dir"]) != "." else default_state_dir(),
+        state_dir=values["--state-dir"] or default_state_dir(),
         incidents=values["--incidents"],
         payments=values["--payments"],
         metrics_addr=values["--metrics-addr"],
@@ -163,9 +168,9 @@ def from_arguments(arguments: argparse.Namespace, environment: Mapping[str, str]
 def _value(option: _Option, arguments: argparse.Namespace, environment: Mapping[str, str]) -> Any:
     given = getattr(arguments, option.flag.lstrip("-").replace("-", "_"), None)
     source = option.flag if given is not None else option.variable
-    text = os.pathsep.join(given) if isinstance(given, list) else given
-    if text is None:
-        text = environment.get(option.variable) or option.default
+    if isinstance(given, list):
+        return tuple(map(Path, given))
+    text = given if given is not None else environment.get(option.variable) or option.default
     try:
         return option.parse(text)
     except ValueError as error:
@@ -183,12 +188,12 @@ def _secret(variable: str, environment: Mapping[str, str]) -> str | None:
         raise SettingsError(f"{variable}_FILE names {path}, which cannot be read: {error}") from None
 
 
-def _server(dsn: str, environment: Mapping[str, str]) -> Mapping[str, str] | None:
+def _server(dsn: str, environment: Mapping[str, str], source: str) -> Mapping[str, str] | None:
     if not dsn:
         return {} if any(environment.get(name) for name in _LIBPQ) else None
     try:
         return {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
-    except psycopg.ProgrammingError:  # its message would repeat the text, which may hold a password
+    except (psycopg.ProgrammingError, UnicodeError):  # its message would repeat the text, which may hold a password
         raise SettingsError(
-            '--dsn is not a connection string: write it as "host=... dbname=... user=..." or postgresql://user@host/dbname'
+            f'{source} is not a connection string: write it as "host=... dbname=... user=..." or postgresql://user@host/dbname'
         ) from None

@@ -26,28 +26,30 @@ _TOKEN = re.compile(
       (?P<space>      \s+ )
     | (?P<comment>    --[^\n]* )
     | (?P<block>      /\* )
-    | (?P<escaped>    [eE]'(?:[^'\\]|''|\\.)*' )
-    | (?P<string>     (?:[bBxXnN]|[uU]&)?'(?:[^']|'')*' )
-    | (?P<quoted>     (?:[uU]&)?"(?:[^"]|"")*" )
+    | (?P<escaped>    [eE]'(?:[^'\\]|''|\\.)*+' )
+    | (?P<string>     (?:[bBxXnN]|[uU]&)?'(?:[^']|'')*+' )
+    | (?P<quoted>     (?:[uU]&)?"(?:[^"]|"")*+" )
+    | (?P<open>       (?:[eEbBxXnN]|[uU]&)?' | (?:[uU]&)?" )
     | (?P<dollar>     \$(?:[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_\x80-\U0010ffff]*)?\$ )
     | (?P<positional> \$\d+ )
     | (?P<cast>       ::|:= )
     | (?P<parameter>  :[A-Za-z_][A-Za-z0-9_]* )
-    | (?P<psql>       :(?:'[^'\n]*'|"[^"\n]*"|\{[^}\n]*\}) )
+    | (?P<psql>       :(?:'[^'\n]*'|"[^"\n]*"|\{\?\w*\}) )
     | (?P<number>     \d[\w.]* )
     | (?P<word>       [A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]* )
     | (?P<other>      . )
     """,
     re.VERBOSE | re.DOTALL,
 )
-_DIRECTIVE = re.compile(r"--[ \t]*(?P<key>[A-Za-z]+)[ \t]*:[ \t]*(?P<value>.*?)[ \t\r]*$")
+_DIRECTIVE = re.compile(r"--[ \t]*(?P<key>[A-Za-z]+)[ \t]*:(?P<value>.*)")
+_WITHOUT_COLON = re.compile(r"--[ \t]*(?P<key>think(?=[ \t]+\d)|name)[ \t]+\S+[ \t\r]*")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|min)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0}
-_TRANSACTION = frozenset(["ABORT", "BEGIN", "COMMIT", "END", "PREPARE", "RELEASE", "ROLLBACK", "SAVEPOINT", "START"])
+_TRANSACTION = frozenset(["ABORT", "BEGIN", "COMMIT", "END", "RELEASE", "ROLLBACK", "SAVEPOINT", "START"])
 _UNCLOSED = {"'": "string", '"': "quoted identifier"}
 _ESCAPES = re.compile(r"\\(?:([0-7]{1,3})|x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
-_UNICODE = re.compile(r"\\(?:\+([0-9a-fA-F]{6})|([0-9a-fA-F]{4}))")
+_UNICODE = re.compile(r"""[^\s0-9a-fA-F+'"](?:\+([0-9a-fA-F]{6})|([0-9a-fA-F]{4}))""")  # any character may be the UESCAPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +72,13 @@ class Statement:
     @property
     def keyword(self) -> str:
         """The first word, in upper case: `SELECT`, `BEGIN`, ..."""
-        match = re.match(r"\w+", self.text.lstrip("( \n"))
-        return match.group().upper() if match else ""
+        match = re.match(r"[(\s]*(\w+)", self.text)
+        return match[1].upper() if match else ""
 
     @property
     def controls_transaction(self) -> bool:
         """Whether it begins, ends or divides a transaction."""
-        return self.keyword in _TRANSACTION
+        return self.keyword in _TRANSACTION or re.match(r"PREPARE\s+TRANSACTION\b", self.text, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ def _tokens(text: str) -> Iterator[_Token]:
         elif kind == "dollar":
             closing = text.find(match.group(), end)
             end = closing + len(match.group()) if closing >= 0 else -1
-        elif kind == "other" and match.group() in _UNCLOSED:
+        elif kind == "open":
             end = -1
         if end < 0:
             yield _Token("unclosed", text[position:], position)
@@ -170,20 +172,19 @@ def _end_of_block_comment(text: str, start: int) -> int:
     return -1
 
 
-def _plain(token: _Token) -> str:
-    """What a literal or identifier says once its escapes are undone, good enough to search for a word in it."""
-    text = token.text
-    if token.kind == "escaped":
-        return _ESCAPES.sub(_unescape, text)
-    if text[:2] in ("U&", "u&"):
-        return _UNICODE.sub(lambda m: _character(int(m[1] or m[2], 16)), text)
-    return text
+def _spellings(text: str) -> Iterator[str]:
+    """What a literal, a body or an identifier may say once escapes are undone, good enough to search for a word in it."""
+    yield text
+    if "\\" in text:
+        yield _ESCAPES.sub(_unescape, text)
+    if "U&" in text.upper():
+        yield _UNICODE.sub(lambda m: _character(int(m[1] or m[2], 16)), text)
 
 
 def _unescape(match: re.Match[str]) -> str:
     octal, short, four, eight, other = match.groups()
     if octal:
-        return _character(int(octal, 8))
+        return _character(int(octal, 8) & 0xFF)
     digits = short or four or eight
     return _character(int(digits, 16)) if digits else other
 
@@ -216,6 +217,7 @@ class _Parser:
     def _begin_section(self, name: str | None, line: int, start: int) -> None:
         self._name, self._section_line, self._section_start = name, line, start
         self._steps: list[Step] = []
+        self._faults_before = len(self.faults)
         self._transaction = True
 
     def _end_section(self, end: int) -> None:
@@ -223,7 +225,7 @@ class _Parser:
             self._fault("the statement does not end: add a ;", self._lines[0])
             self._begin_statement()
         if self._name is not None:
-            if not self.faults and not any(isinstance(step, Statement) for step in self._steps):
+            if len(self.faults) == self._faults_before and not any(isinstance(step, Statement) for step in self._steps):
                 self._fault(f"section {self._name} has no statement", self._section_line)
             source = self._text[self._section_start : end]
             self.sections.append(Section(self._name, self._section_line, tuple(self._steps), self._transaction, source))
@@ -261,7 +263,8 @@ class _Parser:
     # -- statements ---------------------------------------------------------------------------------------------------
 
     def _begin_statement(self) -> None:
-        self._sql = ""
+        self._parts: list[str] = []
+        self._open_literal = ""
         self._lines: list[int] = []
         self._gap = ""  # the white space owed before the next token: comments leave no other trace
         self._parameters: list[str] = []
@@ -272,9 +275,11 @@ class _Parser:
 
     @property
     def _started(self) -> bool:
-        return bool(self._sql)
+        return bool(self._parts)
 
     def _take(self, token: _Token) -> None:
+        if "\0" in token.text:
+            self._fault("a NUL character cannot be part of SQL", self._line + token.text[: token.text.index("\0")].count("\n"))
         match token.kind:
             case "unclosed":
                 self._unclosed(token)
@@ -293,11 +298,16 @@ class _Parser:
 
     def _comment(self, token: _Token) -> None:
         found = _DIRECTIVE.fullmatch(token.text)
-        if not found or not self._stands_alone(token):
+        if not found:
+            if forgotten := _WITHOUT_COLON.fullmatch(token.text):
+                self._fault(f'"-- {forgotten["key"]}" is no directive without its colon: write "-- {forgotten["key"]}: ..."')
             return
         key = found["key"].lower()
-        if key in DIRECTIVES:
-            self._directive(key, found["value"], token)
+        if not self._stands_alone(token):
+            if key in DIRECTIVES:
+                self._fault(f"-- {key}: stands behind something else: put it on a line of its own")
+        elif key in DIRECTIVES:
+            self._directive(key, found["value"].strip(" \t\r"), token)
         elif near := difflib.get_close_matches(key, DIRECTIVES, cutoff=0.75):
             self._fault(f'"-- {found["key"]}:" is no directive: did you mean "-- {near[0]}:"?')
 
@@ -305,7 +315,7 @@ class _Parser:
         return not self._text[self._text.rfind("\n", 0, token.start) + 1 : token.start].strip()
 
     def _unclosed(self, token: _Token) -> None:
-        opening = token.text[0]
+        opening = token.text.lstrip("eEbBxXnNuU&")[0]
         what = _UNCLOSED.get(opening, "comment" if opening == "/" else "dollar-quoted string")
         self._fault(f"the {what} that begins here is not closed")
         self._begin_statement()
@@ -318,22 +328,33 @@ class _Parser:
             name = token.text[1:]
             if name not in self._parameters:
                 self._parameters.append(name)
+            if self._previous is not None and self._previous.kind == "word":
+                self._gap = " "  # PostgreSQL's words may contain a $
             self._emit(f"${self._parameters.index(name) + 1}")
         else:
             self._emit(token.text)
             self._nest(token)
 
     def _refuse(self, token: _Token) -> None:
-        if token.kind == "psql":
+        if token.kind == "psql" and not self._is_slice(token):
             self._fault(f"psql's {token.text} is not part of the file format: write :name")
         elif token.kind == "positional":
             self._fault(f"{token.text} is a positional parameter: write :name")
         elif token.kind == "other" and token.text == "\\":
             self._fault("psql's backslash commands are not part of the file format: use SQL and -- think:")
-        elif token.kind == "other" and token.text == "\0":
-            self._fault("a NUL character cannot be part of SQL")
-        elif "pg_sleep" in _plain(token).lower():
+        elif any("pg_sleep" in spelling.lower() for spelling in _spellings(self._literal(token))):
             self._fault("pg_sleep is refused: a sleeping backend shows as PgSleep; write -- think: 2s for time in the app")
+
+    def _literal(self, token: _Token) -> str:
+        """The text of a token, joined to the literal in the line above where PostgreSQL joins them."""
+        joined = token.text
+        if token.kind in ("string", "escaped"):
+            if self._open_literal and "\n" in self._gap:
+                joined = self._open_literal[:-1] + joined[1:]
+            self._open_literal = joined
+        else:
+            self._open_literal = ""
+        return joined
 
     def _is_slice(self, token: _Token) -> bool:
         """In `a[lo:hi]` the colon follows an operand directly, where a parameter never can."""
@@ -363,12 +384,12 @@ class _Parser:
         if not self._started or "\n" in gap:
             self._lines.append(self._line)
         self._lines.extend(self._line + 1 + extra for extra in range(text.count("\n")))
-        self._sql += gap + text
+        self._parts += gap, text
         self._gap = ""
 
     def _end_statement(self) -> None:
         if self._started:
-            self._steps.append(Statement(self._sql, tuple(self._parameters), tuple(self._lines)))
+            self._steps.append(Statement("".join(self._parts), tuple(self._parameters), tuple(self._lines)))
         self._begin_statement()
 
     def _fault(self, message: str, line: int | None = None) -> None:
