@@ -24,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from incidentd.errors import ServerError
 
@@ -236,22 +239,13 @@ class Cluster:
         return True
 
     def _create_database(self) -> None:
-        exists = self._sql(f"SELECT FROM pg_database WHERE datname = '{DATABASE}'").strip()
-        if exists != "(1 row)":
-            self._sql(f"CREATE DATABASE {DATABASE}")
-
-    def _sql(self, statement: str) -> str:
-        return self._run(
-            "psql",
-            "--no-psqlrc",
-            "--set=ON_ERROR_STOP=1",
-            f"--host={self.socket_directory}",
-            f"--port={self.port}",
-            f"--username={OWNER}",
-            "--dbname=postgres",
-            f"--command={statement}",
-            timeout=30,
-        ).replace("--\n", "")
+        parameters = {**self.connection, "dbname": "postgres", "connect_timeout": "10"}
+        try:
+            with psycopg.connect(make_conninfo(**parameters), autocommit=True) as conn:
+                if not conn.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
+                    conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+        except psycopg.Error as error:
+            raise ServerError(f"the server in {self.directory} does not take connections: {error}") from None
 
     # -- processes ----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,11 @@
-"""Servers to test against: the embedded PostgreSQL everywhere, the system's 15, 16 and 17 where there are any."""
+"""Servers to test against: the embedded PostgreSQL everywhere, the system's 15, 16 and 17 where there are any.
+
+INCIDENTD_TEST_BINARIES adds further `bin` directories, separated like PATH.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +23,12 @@ SYSTEM = sorted(
     for path in Path(f"/usr/lib/postgresql/{version}").glob("bin")
     if (path / "initdb").exists()
 )
-SERVERS = {"embedded": bundled_binaries(), **{f"system-{path.parent.name}": path for path in SYSTEM}}
+ADDED = [Path(path) for path in os.environ.get("INCIDENTD_TEST_BINARIES", "").split(os.pathsep) if path]
+SERVERS = {
+    "embedded": bundled_binaries(),
+    **{f"system-{path.parent.name}": path for path in SYSTEM},
+    **{f"added-{number}": path for number, path in enumerate(ADDED, 1)},
+}
 
 
 @pytest.fixture(scope="session")
