@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import os
 import shlex
 import shutil
@@ -19,19 +20,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psycopg
+from opentelemetry.instrumentation.logging.handler import LoggingHandler
 from psycopg import AsyncConnection
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import incidentd
-from incidentd import catalog, check, daemon, database, install, logs, settings
+from incidentd import catalog, check, daemon, database, install, logs, otlp, settings
 from incidentd.conductor import recover_now
 from incidentd.database import Row, Server
 from incidentd.errors import Fault, IncidentdError, ServerError, SqlFileError
 from incidentd.metrics import Metrics
 from incidentd.postgres import Cluster
 from incidentd.settings import Settings
+from incidentd.tracing import Tracing
 
 Command = Callable[[Settings, argparse.Namespace], int]
 
@@ -111,14 +114,20 @@ def _inherited() -> argparse.ArgumentParser:
 
 
 def _run(chosen: Settings, _: argparse.Namespace) -> int:
-    logs.configure(chosen.log_format)
-    metrics = Metrics()
+    metrics, environment = Metrics(), otlp.environment()
     serving = metrics.serve(chosen.metrics_addr, chosen.metrics_port)
+    export = otlp.Export(metrics, environment)
+    provider = export.logger_provider(logs.SERVICE)
+    logs.configure(chosen.log_format, LoggingHandler(logger_provider=provider) if provider else None)
+    tracing = Tracing(export.spans, environment)
     try:
         with _server(chosen) as server, _progress(chosen) as progress:
             url = f"http://{chosen.metrics_addr}:{serving.port}/metrics"
-            asyncio.run(daemon.run_until_stopped(server, chosen, metrics, progress, ready=lambda: _banner(chosen, server, url)))
+            ready = functools.partial(_banner, chosen, server, url)
+            asyncio.run(daemon.run_until_stopped(server, chosen, metrics, tracing, progress, ready))
     finally:
+        tracing.close()
+        export.close()
         serving.close()
     return 0
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import psycopg
 from psycopg import AsyncConnection
 
-from incidentd import database, journal, sessions
+from incidentd import database, identity, journal, sessions
 from incidentd.catalog import NORMAL, Catalog, Incident
 from incidentd.control import Control, Wanted
 from incidentd.database import Row, Server, ask
@@ -24,6 +24,7 @@ from incidentd.guards import Guards
 from incidentd.journal import Run
 from incidentd.metrics import Metrics
 from incidentd.sessions import Sessions
+from incidentd.tracing import Tracing
 from incidentd.workload import Workload
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Conductor:
         players: Sessions,
         workload: Workload,
         metrics: Metrics,
+        tracing: Tracing,
         guards: Guards,
     ) -> None:
         self._server = server
@@ -57,6 +59,7 @@ class Conductor:
         self._control = control
         self._sessions = players
         self._guards = guards
+        self._tracing = tracing
         self._workload = workload
         self._metrics = metrics
         self._run: Run | None = None
@@ -92,7 +95,7 @@ class Conductor:
         """Follows and leads for as long as the connection lasts."""
         try:
             async with await database.connect(self._server.control()) as conn:
-                await ask(conn, "become_control", local=False)
+                await identity.be_control(conn)
                 if await self._follow(conn):
                     await self._lead(conn)
         except psycopg.Error as error:
@@ -109,7 +112,7 @@ class Conductor:
             if (await ask(conn, "try_to_lead"))[0]["leading"] == "t":
                 return True
             if wanted := self._control.latest:
-                self._workload.play(self.catalog.cast(wanted.mode), wanted.rate)
+                self._play_payments(wanted.mode, wanted)
             await self._pause(_FOLLOW_SECONDS)
         return False
 
@@ -155,10 +158,10 @@ class Conductor:
         if self._run and wanted.requested_at != self._run.requested_at:
             await self._leave(conn, "recovered", None)
         if self._run:
-            self._workload.play(self.catalog.cast(self._run.mode), wanted.rate)
+            self._play_payments(self._run.mode, wanted)
             await self._watch(conn, self._run, wanted)
             return
-        self._workload.play(self.catalog.normal, wanted.rate)
+        self._play_payments(NORMAL, wanted)
         if wanted.mode != NORMAL and wanted.requested_at != self._finished:
             await self._enter(conn, wanted)
 
@@ -278,8 +281,15 @@ class Conductor:
     async def _play(self, mode: str) -> None:
         cast = self.catalog.cast(mode)
         if wanted := self._control.latest:
-            self._workload.play(cast, wanted.rate)
+            self._play_payments(mode, wanted)
         await self._sessions.play(cast)
+
+    def _play_payments(self, mode: str, wanted: Wanted) -> None:
+        """Makes the payments, and what their spans say, those of `mode`; in blind mode the spans say nothing of it."""
+        incident = self.catalog.incidents.get(mode)
+        told = {"incident.mode": mode} | ({"incident.type": incident.front.category} if incident else {})
+        self._tracing.attributes = {} if wanted.blind else told
+        self._workload.play(self.catalog.cast(mode), wanted.rate)
 
 
 async def recover_now(conn: AsyncConnection[Row]) -> int:
@@ -289,7 +299,7 @@ async def recover_now(conn: AsyncConnection[Row]) -> int:
     """
     if (await ask(conn, "try_to_lead"))[0]["leading"] != "t":
         raise ServerError("a daemon is connected and recovers by itself: UPDATE demo_control SET mode = 'normal'")
-    await ask(conn, "become_control", local=False)
+    await identity.be_control(conn)
     try:
         old_runs = await journal.unfinished(conn)
         for old in old_runs:

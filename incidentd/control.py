@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import AsyncConnection
 
-from incidentd import database
+from incidentd import database, identity, logs
 from incidentd.catalog import NORMAL
 from incidentd.database import Row, Server, ask
 from incidentd.metrics import Metrics
@@ -96,8 +96,8 @@ class Control:
 
     async def _listen(self, conn: AsyncConnection[Row]) -> None:
         async with database.within(database.ANSWER_SECONDS):
-            await conn.execute(f"SET statement_timeout = '{_QUERY_SECONDS}s'")
             await conn.execute("LISTEN demo_control")
+        await identity.be_control(conn)
         await ask(conn, "join_daemons")
         await self._read(conn)
         await ask(conn, "announce")
@@ -122,7 +122,7 @@ class Control:
             requested_by=str(row["requested_by"]),
             deadline=None if left is None else time.monotonic() + float(left),
         )
-        self._metrics.harness.blind = wanted.blind
+        self._metrics.harness.blind = logs.blindfold.on = wanted.blind
         self.latest = wanted
         news, self._news = self._news, asyncio.Event()
         news.set()

@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection
 
-from incidentd import catalog, check, conductor, database, install, journal, population
+from incidentd import catalog, check, conductor, database, identity, install, journal, population
 from incidentd.catalog import Catalog
 from incidentd.conductor import Conductor
 from incidentd.control import Control
@@ -30,6 +30,7 @@ from incidentd.install import Progress
 from incidentd.metrics import Metrics
 from incidentd.sessions import Sessions
 from incidentd.settings import Settings
+from incidentd.tracing import Tracing
 from incidentd.workload import PAYMENT, Workload
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ _STOP = (signal.SIGINT, signal.SIGTERM)
 
 
 async def run_until_stopped(
-    server: Server, settings: Settings, metrics: Metrics, progress: Progress, ready: Callable[[], None]
+    server: Server, settings: Settings, metrics: Metrics, tracing: Tracing, progress: Progress, ready: Callable[[], None]
 ) -> None:
     """Prepares the database and keeps the payment service running until SIGINT or SIGTERM.
 
@@ -60,7 +61,7 @@ async def run_until_stopped(
         return
     server, loaded = preparing.result()
     ready()
-    await serve(server, loaded, settings, metrics, stopping)
+    await serve(server, loaded, settings, metrics, tracing, stopping)
 
 
 async def prepare(server: Server, settings: Settings, progress: Progress) -> tuple[Server, Catalog]:
@@ -74,6 +75,7 @@ async def prepare(server: Server, settings: Settings, progress: Progress) -> tup
     except psycopg.OperationalError as error:
         raise database.unreachable(error) from None
     async with conn:
+        await identity.be_unseen(conn)
         await install.install(conn, settings.payments, progress)
         if settings.server is not None:
             server = Server(server.parameters, await install.share_password(conn, settings.role_password))
@@ -136,15 +138,18 @@ async def publish(conn: AsyncConnection[Row], loaded: Catalog, allow_cluster_sco
         await ask(conn, "forget_incidents", names="{" + ",".join(loaded.incidents) + "}")
 
 
-async def serve(server: Server, loaded: Catalog, settings: Settings, metrics: Metrics, stopping: asyncio.Task[Any]) -> None:
+async def serve(
+    server: Server, loaded: Catalog, settings: Settings, metrics: Metrics, tracing: Tracing, stopping: asyncio.Task[Any]
+) -> None:
     """Keeps the payment service running until `stopping` is done, then recovers what runs."""
     async with await database.connect(server.control()) as conn:
+        await identity.be_unseen(conn)
         people = await population.load(conn)
     control = Control(server, metrics)
-    workload = Workload(server, settings.pool_size, people, metrics)
-    sessions = Sessions(server, people)
+    workload = Workload(server, settings.pool_size, people, metrics, tracing)
+    sessions = Sessions(server, people, tracing)
     disk = settings.state_dir if settings.server is None else None
-    leader = Conductor(server, loaded, control, sessions, workload, metrics, Guards(disk))
+    leader = Conductor(server, loaded, control, sessions, workload, metrics, tracing, Guards(disk))
     following = asyncio.create_task(control.follow(), name="control")
     await control.changed(_CONTROL_SECONDS)  # the control's connection comes first: the pool takes what is left
     await workload.open(loaded.normal[PAYMENT])

@@ -106,17 +106,22 @@ async def within(seconds: float) -> AsyncIterator[None]:
 async def execute(conn: AsyncConnection[Row], statement: Statement, values: Values) -> list[Row]:
     """The rows of a statement, none where it returns none. Raises psycopg.Error."""
     async with within(CHANGE_SECONDS):
-        cursor = await conn.execute(statement.text, [values[name] for name in statement.parameters])
+        cursor = AsyncRawCursor(conn)
+        await cursor.execute(statement.text, [values[name] for name in statement.parameters])
         return await cursor.fetchall() if cursor.description else []
 
 
-async def first(conn: AsyncConnection[Row], statement: Statement, values: Values, seconds: float = CHANGE_SECONDS) -> Row:
+async def first(
+    conn: AsyncConnection[Row], statement: Statement, values: Values, seconds: float = CHANGE_SECONDS, *, traced: bool = False
+) -> Row:
     """The first row of a statement, all null where no row came, empty where it returns none.
 
-    Raises psycopg.Error, after `seconds` at the latest.
+    `traced` runs it on the connection's own cursor, which is instrumented where traces are made. Raises psycopg.Error, after
+    `seconds` at the latest.
     """
     async with within(seconds):
-        cursor = await conn.execute(statement.text, [values[name] for name in statement.parameters])
+        cursor = conn.cursor() if traced else AsyncRawCursor(conn)
+        await cursor.execute(statement.text, [values[name] for name in statement.parameters])
         if not cursor.description:
             return {}
         return await cursor.fetchone() or dict.fromkeys(column.name for column in cursor.description)

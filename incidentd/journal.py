@@ -6,16 +6,13 @@ where it cannot run in a transaction. Must not know when a run begins or ends.
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from psycopg import AsyncConnection
-from psycopg.pq import TransactionStatus
 
-from incidentd import script
+from incidentd import identity, script
 from incidentd.catalog import Incident
 from incidentd.control import Wanted
 from incidentd.database import Row, Values, ask, first, queries, run
@@ -62,12 +59,12 @@ async def inject(conn: AsyncConnection[Row], incident: Incident, wanted: Wanted)
         async with conn.transaction():
             await _begin(conn, new, wanted)
             if incident.inject:
-                async with _migrator(conn, local=True):
+                async with identity.migrator(conn, local=True):
                     new.parameters = await _change(conn, incident.inject, new.parameters)
             await _injected(conn, new)
     else:
         await _begin(conn, new, wanted)
-        async with _migrator(conn, local=False):
+        async with identity.migrator(conn, local=False):
             await _change_by_steps(conn, incident.inject, new)
         await _injected(conn, new)
     return new
@@ -79,10 +76,10 @@ async def undo(conn: AsyncConnection[Row], old: Run) -> None:
         section = parse_section("recover", old.undo, Path(f"incident_log:{old.id}"))
         parameters = {name: None for statement in section.statements for name in statement.parameters} | old.parameters
         if section.transaction:
-            async with conn.transaction(), _migrator(conn, local=True):
+            async with conn.transaction(), identity.migrator(conn, local=True):
                 await _change(conn, section, parameters)
         else:
-            async with _migrator(conn, local=False):
+            async with identity.migrator(conn, local=False):
                 await _change(conn, section, parameters)
     await ask(conn, "mitigated", id=old.id)
 
@@ -211,20 +208,6 @@ async def _change_by_steps(conn: AsyncConnection[Row], section: Section, new: Ru
     for statement in section.statements:
         if row := await first(conn, statement, new.parameters):
             new.parameters |= row
-            async with _migrator(conn, local=False, back=True):
-                await ask(conn, "keep_parameters", id=new.id, parameters=json.dumps(new.parameters))
-
-
-@contextlib.asynccontextmanager
-async def _migrator(conn: AsyncConnection[Row], *, local: bool, back: bool = False) -> AsyncIterator[None]:
-    """The change is the story's: made by the migration tool's role, under its name. `back` steps out of it for a moment."""
-    enter, leave = ("become_control", "become_migrator") if back else ("become_migrator", "become_control")
-    await ask(conn, enter, local=local)
-    try:
-        yield
-    finally:
-        if conn.info.transaction_status in (
-            TransactionStatus.IDLE,
-            TransactionStatus.INTRANS,
-        ):  # else a rollback does it
-            await ask(conn, leave, local=local)
+            await identity.be_control(conn)
+            await ask(conn, "keep_parameters", id=new.id, parameters=json.dumps(new.parameters))
+            await identity.be_migrator(conn, local=False)

@@ -11,26 +11,60 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from opentelemetry import trace
 from pythonjsonlogger.json import JsonFormatter
 
 FORMATS = ("auto", "json", "text")
 SERVICE = "payment-service"
 
+_STORY = frozenset({"incidentd.workload", "incidentd.sessions"})
+
 _COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.CRITICAL: "\x1b[31m"}
 _RESET = "\x1b[0m"
 
 
-def configure(log_format: str) -> None:
-    """Sends every record of level INFO and above to stdout, in `log_format`: one of FORMATS."""
+def configure(log_format: str, other: logging.Handler | None = None) -> None:
+    """Sends every record of level INFO and above to stdout, in `log_format`, one of FORMATS, and to the handler `other`.
+
+    A storm of one event is calmed before either sees it, so both get the same records.
+    """
     terminal = sys.stdout.isatty()
-    handler = logging.StreamHandler(sys.stdout)
-    handler.addFilter(Calm())
+    out = logging.StreamHandler(sys.stdout)
     if log_format == "json" or (log_format == "auto" and not terminal):
-        handler.setFormatter(_Json())
+        out.setFormatter(_Json())
     else:
-        handler.setFormatter(_Text(colours=terminal))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+        out.setFormatter(_Text(colours=terminal))
+    both = _Both([out, *([other] if other else [])])
+    both.addFilter(blindfold)
+    both.addFilter(Calm())
+    logging.basicConfig(level=logging.INFO, handlers=[both], force=True)
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # its pool tells of every checkout and every failed attempt
+
+
+class _Both(logging.Handler):
+    """Hands each record to several handlers."""
+
+    def __init__(self, handlers: list[logging.Handler]) -> None:
+        super().__init__()
+        self._handlers = handlers
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.name = record.name.removeprefix("incidentd.")  # what is read tells of the service, not of the tool
+        for handler in self._handlers:
+            handler.handle(record)
+
+
+class Blindfold(logging.Filter):
+    """While `on`, lets only the story speak: what its requests and sessions say, and nothing of the harness."""
+
+    on = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is written."""
+        return not self.on or record.name in _STORY
+
+
+blindfold = Blindfold()
 
 
 class Calm(logging.Filter):
@@ -87,6 +121,10 @@ class _Json(JsonFormatter):
         moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         log_data["timestamp"] = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         super().add_fields(log_data, record, message_dict)
+        context = trace.get_current_span().get_span_context()
+        if context.is_valid:
+            log_data["trace_id"] = trace.format_trace_id(context.trace_id)
+            log_data["span_id"] = trace.format_span_id(context.span_id)
 
 
 class _Text(logging.Formatter):

@@ -72,10 +72,10 @@ class Metrics:
         self._requests.inc()
         self._lag.observe(lag)
 
-    def payment_ended(self, seconds: float) -> None:
-        """A payment ended, well or not, `seconds` after it was due."""
+    def payment_ended(self, seconds: float, trace_id: str | None = None) -> None:
+        """A payment ended, well or not, `seconds` after it was due; `trace_id` becomes the exemplar of a traced one."""
         self.payments += 1
-        self._duration.observe(seconds)
+        self._duration.observe(seconds, {"trace_id": trace_id} if trace_id else None)
 
     def payment_error(self, reason: str, sqlstate: str) -> None:
         """A payment ended badly."""
@@ -177,6 +177,7 @@ class _Harness(Collector):
         self.connected = Gauge("incidentd_control_connected", "1 while demo_control can be read.", **add)
         self.leading = Gauge("incidentd_leading", "1 in the daemon that injects and recovers.", **add)
         self.loop_lag = Histogram("incidentd_event_loop_lag_seconds", "How late the event loop runs.", buckets=_LAG, **add)
+        self.dropped = Counter("incidentd_telemetry_dropped", "Spans and log records that nobody took.", ["signal"], **add)
         registry.register(self)
 
     def collect(self) -> Iterable[Metric]:

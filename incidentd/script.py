@@ -8,37 +8,47 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 
 from incidentd import database
-from incidentd.database import Row, Values
+from incidentd.database import Row
 from incidentd.sqltext import Section, Think
+from incidentd.tracing import Request
 
 _ROLLBACK_SECONDS = 2  # a server that does not answer a ROLLBACK is not worth keeping the connection for
 
 
 async def play(
-    conn: AsyncConnection[Row], script: Section, values: Values, seconds: float = database.CHANGE_SECONDS
-) -> dict[str, str | None]:
-    """Runs the steps of `script` in order and returns the parameters as they stood at the end.
+    conn: AsyncConnection[Row],
+    script: Section,
+    values: dict[str, str | None],
+    request: Request,
+    seconds: float = database.CHANGE_SECONDS,
+) -> None:
+    """Runs the steps of `script` in order, for `request`; `values` are its parameters and grow with what statements return.
 
     The columns of a statement's first row become parameters of the statements after it, null where no row came. Raises
     psycopg.Error, among others when a statement has no answer within `seconds`; a transaction that is open at the end, for
     whatever reason, is rolled back.
     """
-    known = dict(values)
     try:
         for step in script.steps:
             if isinstance(step, Think):
                 await asyncio.sleep(random.uniform(step.low, step.high))
+            elif request.sampled:
+                values |= await database.first(conn, step, values, seconds, traced=True)
             else:
-                known |= await database.first(conn, step, known, seconds)
+                begun = time.time_ns()
+                try:
+                    values |= await database.first(conn, step, values, seconds)
+                finally:
+                    request.timeline.append((step, begun, time.time_ns()))
     finally:
         await leave_transaction(conn)
-    return known
 
 
 async def leave_transaction(conn: AsyncConnection[Row]) -> None:

@@ -19,6 +19,7 @@ from incidentd import database, script
 from incidentd.catalog import Actor, Cast
 from incidentd.database import Row, Server, Values, ask
 from incidentd.population import Population
+from incidentd.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +67,10 @@ def _listed(actors: Iterable[Actor], now: Iterable[Actor] = ()) -> str:
 class Sessions:
     """The actors' sessions that run now."""
 
-    def __init__(self, server: Server, population: Population) -> None:
+    def __init__(self, server: Server, population: Population, tracing: Tracing) -> None:
         self._server = server
         self._population = population
+        self._tracing = tracing
         self._tasks: dict[tuple[str, int], tuple[Actor, asyncio.Task[None]]] = {}
 
     async def play(self, cast: Cast | dict[str, Actor]) -> None:
@@ -110,9 +112,12 @@ class Sessions:
     async def _work(self, conn: AsyncConnection[Row], actor: Actor, own: Values) -> None:
         """Plays on one connection until it is lost, or once where the actor connects for each pass."""
         while True:
+            request, values = self._tracing.session(actor.name, actor.application_name), {**self._population.draw(), **own}
             try:
-                await script.play(conn, actor.script, {**self._population.draw(), **own})
+                await script.play(conn, actor.script, values, request)
+                request.end(None, values)
             except psycopg.Error as error:
+                request.end(error, values)
                 if conn.closed:
                     raise
                 log.warning(

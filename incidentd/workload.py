@@ -11,8 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
+from contextlib import nullcontext
 
 import psycopg
+from opentelemetry import trace
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -21,6 +24,7 @@ from incidentd.catalog import Actor, Cast
 from incidentd.database import Row, Server
 from incidentd.metrics import Metrics
 from incidentd.population import Population
+from incidentd.tracing import Request, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +65,12 @@ def reason(error: Exception) -> str:
 class Workload:
     """Requests of the pooled actors, at a rate, through one pool."""
 
-    def __init__(self, server: Server, pool_size: int, population: Population, metrics: Metrics) -> None:
+    def __init__(self, server: Server, pool_size: int, population: Population, metrics: Metrics, tracing: Tracing) -> None:
         self._server = server
         self._pool_size = pool_size
         self._population = population
         self._metrics = metrics
+        self._tracing = tracing
         self._pool: AsyncConnectionPool[AsyncConnection[Row]] | None = None
         self._streams: dict[str, _Stream] = {}
 
@@ -109,44 +114,45 @@ class Workload:
     async def request(self, actor: Actor, due: float) -> None:
         """One request, due at the loop's time `due`."""
         clock = asyncio.get_running_loop().time
+        lag = clock() - due
         if actor.name == PAYMENT:
-            self._metrics.payment_begun(lag=clock() - due)
-        failure: Exception | None = None
+            self._metrics.payment_begun(lag)
+        request = self._tracing.request(actor.name, time.time_ns() - int(lag * 1e9))
+        values = {**self._population.draw(), **script.constants(dict(actor.params))}
+        failure: psycopg.Error | None = None
         try:
-            await self._serve(actor)
+            await self._serve(actor, values, request)
         except psycopg.Error as error:
             failure = error
+        span = request.end(failure, values)
+        seconds = clock() - due
         if actor.name == PAYMENT:
-            self._metrics.payment_ended(clock() - due)
+            self._metrics.payment_ended(seconds, trace.format_trace_id(span.get_span_context().trace_id) if span else None)
         if failure is not None:
-            self._report(actor, failure, clock() - due)
+            with trace.use_span(span) if span else nullcontext():  # so that the record carries the trace's id
+                self._report(actor, failure, seconds)
 
-    async def _serve(self, actor: Actor) -> None:
+    async def _serve(self, actor: Actor, values: dict[str, str | None], request: Request) -> None:
         assert self._pool is not None
-        clock = asyncio.get_running_loop().time
-        asked = clock()
+        asked = time.time_ns()
         try:
             conn = await self._pool.getconn()
         finally:
-            self._metrics.pool_wait(clock() - asked)
+            got = time.time_ns()
+            self._metrics.pool_wait((got - asked) / 1e9)
+            request.waited(asked, got)
         try:
-            values = {**self._population.draw(), **script.constants(dict(actor.params))}
-            await script.play(conn, actor.script, values, STATEMENT_SECONDS)
+            with request.current():
+                await script.play(conn, actor.script, values, request, STATEMENT_SECONDS)
         finally:
             await self._pool.putconn(conn)
 
-    def _report(self, actor: Actor, error: Exception, seconds: float) -> None:
-        state, why = getattr(error, "sqlstate", None) or "", reason(error)
+    def _report(self, actor: Actor, error: psycopg.Error, seconds: float) -> None:
+        state, why = error.sqlstate or "", reason(error)
         if actor.name == PAYMENT:
             self._metrics.payment_error(why, state)
-        log.warning(
-            "%s failed after %.0f ms: %s: %s",
-            actor.name,
-            seconds * 1000,
-            why,
-            database.sentence(error),
-            extra={"event": f"{actor.name}_failed", "reason": why, "sqlstate": state, "duration": round(seconds, 4)},
-        )
+        event = {"event": f"{actor.name}_failed", "reason": why, "sqlstate": state, "duration": round(seconds, 4)}
+        log.warning("%s failed after %.0f ms: %s: %s", actor.name, seconds * 1000, why, database.sentence(error), extra=event)
 
     def skipped(self, actor: Actor) -> None:
         """A request that was due too long ago to be started."""

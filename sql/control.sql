@@ -117,5 +117,12 @@ SELECT set_config('role', 'migrator', :local), set_config('application_name', 'f
 SELECT set_config('role', 'none', :local), set_config('application_name', 'control-plane', :local),
        set_config('lock_timeout', '5s', :local), set_config('statement_timeout', '10s', :local);
 
+-- name: be_seen
+-- Whether pg_stat_activity and pg_stat_statements tell of this session: only a superuser may choose.
+SELECT set_config(name, CASE name WHEN 'track_activities' THEN :activities ELSE :statements END, :local)
+  FROM pg_settings
+ WHERE name IN ('track_activities', 'pg_stat_statements.track')
+   AND (SELECT rolsuper FROM pg_roles WHERE rolname = session_user);
+
 -- name: become
 SELECT set_config('role', :role, true);
