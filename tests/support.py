@@ -175,7 +175,7 @@ class Operator:
 
     def rows(self, query: str, *values: object) -> list[DictRow]:
         cursor = self.conn.execute(query, values)  # type: ignore[call-overload]
-        return cursor.fetchall() if cursor.description else []
+        return [] if cursor.description is None else cursor.fetchall()
 
     def set(self, **columns: object) -> None:
         """UPDATE demo_control."""
