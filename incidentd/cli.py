@@ -20,21 +20,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psycopg
-from opentelemetry.instrumentation.logging.handler import LoggingHandler
 from psycopg import AsyncConnection
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import incidentd
-from incidentd import catalog, check, daemon, database, install, logs, otlp, settings
+from incidentd import catalog, check, daemon, database, install, logs, settings
 from incidentd.conductor import recover_now
 from incidentd.database import Row, Server
 from incidentd.errors import Fault, IncidentdError, ServerError, SqlFileError
 from incidentd.metrics import Metrics
 from incidentd.postgres import Cluster
 from incidentd.settings import Settings
-from incidentd.tracing import Tracing
+from incidentd.telemetry import Telemetry
 
 Command = Callable[[Settings, argparse.Namespace], int]
 
@@ -114,20 +113,17 @@ def _inherited() -> argparse.ArgumentParser:
 
 
 def _run(chosen: Settings, _: argparse.Namespace) -> int:
-    metrics, environment = Metrics(), otlp.environment()
+    metrics = Metrics()
     serving = metrics.serve(chosen.metrics_addr, chosen.metrics_port)
-    export = otlp.Export(metrics, environment)
-    provider = export.logger_provider(logs.SERVICE)
-    logs.configure(chosen.log_format, LoggingHandler(logger_provider=provider) if provider else None)
-    tracing = Tracing(export.spans, environment)
     try:
-        with _server(chosen) as server, _progress(chosen) as progress:
-            url = f"http://{chosen.metrics_addr}:{serving.port}/metrics"
-            ready = functools.partial(_banner, chosen, server, url)
-            asyncio.run(daemon.run_until_stopped(server, chosen, metrics, tracing, progress, ready))
+        with (
+            contextlib.closing(Telemetry(metrics, chosen.log_format)) as telemetry,
+            _server(chosen) as server,
+            _progress(chosen) as progress,
+        ):
+            ready = functools.partial(_banner, chosen, server, f"http://{chosen.metrics_addr}:{serving.port}/metrics")
+            asyncio.run(daemon.run_until_stopped(server, chosen, telemetry, progress, ready))
     finally:
-        tracing.close()
-        export.close()
         serving.close()
     return 0
 

@@ -24,7 +24,7 @@ from incidentd.guards import Guards
 from incidentd.journal import Run
 from incidentd.metrics import Metrics
 from incidentd.sessions import Sessions
-from incidentd.tracing import Tracing
+from incidentd.telemetry import Telemetry
 from incidentd.workload import Workload
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,7 @@ class Conductor:
         control: Control,
         players: Sessions,
         workload: Workload,
-        metrics: Metrics,
-        tracing: Tracing,
+        telemetry: Telemetry,
         guards: Guards,
     ) -> None:
         self._server = server
@@ -59,9 +58,9 @@ class Conductor:
         self._control = control
         self._sessions = players
         self._guards = guards
-        self._tracing = tracing
         self._workload = workload
-        self._metrics = metrics
+        self._telemetry = telemetry
+        self._metrics = telemetry.metrics
         self._run: Run | None = None
         self._injected = 0.0  # on time.monotonic's clock
         self._finished: str | None = None  # requested_at of the last run: a request is served once
@@ -285,10 +284,9 @@ class Conductor:
         await self._sessions.play(cast)
 
     def _play_payments(self, mode: str, wanted: Wanted) -> None:
-        """Makes the payments, and what their spans say, those of `mode`; in blind mode the spans say nothing of it."""
+        """Makes the payments, and what their spans say, those of `mode`."""
         incident = self.catalog.incidents.get(mode)
-        told = {"incident.mode": mode} | ({"incident.type": incident.front.category} if incident else {})
-        self._tracing.attributes = {} if wanted.blind else told
+        self._telemetry.set_incident(mode, incident.front.category if incident else None)
         self._workload.play(self.catalog.cast(mode), wanted.rate)
 
 

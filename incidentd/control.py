@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import AsyncConnection
 
-from incidentd import database, identity, logs
+from incidentd import database, identity
 from incidentd.catalog import NORMAL
 from incidentd.database import Row, Server, ask
-from incidentd.metrics import Metrics
+from incidentd.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +50,9 @@ class Wanted:
 class Control:
     """Follows `demo_control`; `latest` is the newest reading, None before the first, `lost` is set while there is no server."""
 
-    def __init__(self, server: Server, metrics: Metrics) -> None:
+    def __init__(self, server: Server, telemetry: Telemetry) -> None:
         self._server = server
-        self._metrics = metrics
+        self._telemetry = telemetry
         self._news = asyncio.Event()
         self.latest: Wanted | None = None
         self.lost = asyncio.Event()
@@ -78,7 +78,7 @@ class Control:
                     broken = False
                     await self._read_on(conn)
             except psycopg.Error as error:
-                self._metrics.harness.connected.set(0)
+                self._telemetry.metrics.harness.connected.set(0)
                 if broken:
                     self._lose(error)
                     await asyncio.sleep(_RECONNECT_SECONDS)
@@ -112,7 +112,7 @@ class Control:
     async def _read(self, conn: AsyncConnection[Row]) -> None:
         async with database.within(_QUERY_SECONDS):
             row = (await ask(conn, "read_control"))[0]
-        self._metrics.harness.connected.set(1)
+        self._telemetry.metrics.harness.connected.set(1)
         left = row["seconds_left"]
         wanted = Wanted(
             mode=str(row["mode"]),
@@ -122,7 +122,7 @@ class Control:
             requested_by=str(row["requested_by"]),
             deadline=None if left is None else time.monotonic() + float(left),
         )
-        self._metrics.harness.blind = logs.blindfold.on = wanted.blind
+        self._telemetry.set_blind(wanted.blind)
         self.latest = wanted
         news, self._news = self._news, asyncio.Event()
         news.set()

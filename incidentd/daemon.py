@@ -6,31 +6,24 @@ Owns the order of start and stop, the signals, and the status line. Must not kno
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import json
 import logging
 import signal
 import time
 from collections.abc import Callable
-from types import MappingProxyType
 from typing import Any
 
-import psycopg
-from psycopg import AsyncConnection
-
-from incidentd import catalog, check, conductor, database, identity, install, journal, population
+from incidentd import database, identity, population, preparation
 from incidentd.catalog import Catalog
 from incidentd.conductor import Conductor
 from incidentd.control import Control
-from incidentd.database import Row, Server, ask
-from incidentd.errors import ServerError, SqlFileError
+from incidentd.database import Server
 from incidentd.guards import Guards
 from incidentd.install import Progress
 from incidentd.metrics import Metrics
 from incidentd.sessions import Sessions
 from incidentd.settings import Settings
-from incidentd.tracing import Tracing
+from incidentd.telemetry import Telemetry
 from incidentd.workload import PAYMENT, Workload
 
 log = logging.getLogger(__name__)
@@ -43,7 +36,7 @@ _STOP = (signal.SIGINT, signal.SIGTERM)
 
 
 async def run_until_stopped(
-    server: Server, settings: Settings, metrics: Metrics, tracing: Tracing, progress: Progress, ready: Callable[[], None]
+    server: Server, settings: Settings, telemetry: Telemetry, progress: Progress, ready: Callable[[], None]
 ) -> None:
     """Prepares the database and keeps the payment service running until SIGINT or SIGTERM.
 
@@ -52,7 +45,7 @@ async def run_until_stopped(
     stop = asyncio.Event()
     for number in _STOP:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    preparing = asyncio.create_task(prepare(server, settings, progress))
+    preparing = asyncio.create_task(preparation.prepare(server, settings, progress))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([preparing, stopping], return_when=asyncio.FIRST_COMPLETED)
     if not preparing.done():
@@ -61,103 +54,27 @@ async def run_until_stopped(
         return
     server, loaded = preparing.result()
     ready()
-    await serve(server, loaded, settings, metrics, tracing, stopping)
+    await serve(server, loaded, settings, telemetry, stopping)
 
 
-async def prepare(server: Server, settings: Settings, progress: Progress) -> tuple[Server, Catalog]:
-    """Brings the database and its catalog to where payments can flow; returns the server with the roles' password.
-
-    Raises IncidentdError with the reason why they cannot.
-    """
-    loaded = catalog.load(catalog.incident_files(catalog.incident_directories(settings.incidents)))
-    try:
-        conn = await database.connect(server.control())
-    except psycopg.OperationalError as error:
-        raise database.unreachable(error) from None
-    async with conn:
-        await identity.be_unseen(conn)
-        await install.install(conn, settings.payments, progress)
-        if settings.server is not None:
-            server = Server(server.parameters, await install.share_password(conn, settings.role_password))
-        await recover_before_anything_else(conn)
-        if faults := await check.check(conn, await unknown(conn, loaded), make_changes=False):
-            raise SqlFileError(faults)
-        await publish(conn, loaded, settings.allow_cluster_scope)
-    return server, loaded
-
-
-async def recover_before_anything_else(conn: AsyncConnection[Row]) -> None:
-    """Undoes what a daemon that died has left; a daemon that leads does that by itself."""
-    if await journal.unfinished(conn):
-        with contextlib.suppress(ServerError):
-            await conductor.recover_now(conn)
-
-
-async def unknown(conn: AsyncConnection[Row], loaded: Catalog) -> Catalog:
-    """The part of the catalog that has to be checked: all of it, except while another daemon has an incident going.
-
-    Then the database is not as the files expect it, and those that are published already were found sound before.
-    """
-    if not await journal.unfinished(conn):
-        return loaded
-    published = {str(row["sha256"]) for row in await ask(conn, "list_incidents")}
-    new = {name: incident for name, incident in loaded.incidents.items() if incident.sha256 not in published}
-    return Catalog(loaded.normal, MappingProxyType(new))
-
-
-async def publish(conn: AsyncConnection[Row], loaded: Catalog, allow_cluster_scope: bool) -> None:
-    """Tells the control plane what modes there are, and which of them this server cannot have."""
-    async with conn.transaction():
-        for incident in loaded.incidents.values():
-            front = incident.front
-            requires = json.dumps(front.requires)
-            missing = [str(row["name"]) for row in await ask(conn, "missing_requirements", requires=requires)]
-            refusal = None
-            if front.scope == "cluster" and not allow_cluster_scope:
-                refusal = "it affects other databases of the server: start the daemon with --allow-cluster-scope"
-            elif missing:
-                refusal = f"the server does not offer what it requires: {', '.join(missing)}"
-            await ask(
-                conn,
-                "publish_incident",
-                name=incident.name,
-                title=front.title,
-                category=front.category,
-                severity=front.severity,
-                cause=front.cause,
-                fix=front.fix,
-                traps=json.dumps(front.traps),
-                requires=requires,
-                scope=front.scope,
-                sha256=incident.sha256,
-                refusal=refusal,
-                signals=json.dumps(
-                    {"promql": front.signals.promql, "logql": front.signals.logql, "traceql": front.signals.traceql}
-                ),
-            )
-        await ask(conn, "forget_incidents", names="{" + ",".join(loaded.incidents) + "}")
-
-
-async def serve(
-    server: Server, loaded: Catalog, settings: Settings, metrics: Metrics, tracing: Tracing, stopping: asyncio.Task[Any]
-) -> None:
+async def serve(server: Server, loaded: Catalog, settings: Settings, telemetry: Telemetry, stopping: asyncio.Task[Any]) -> None:
     """Keeps the payment service running until `stopping` is done, then recovers what runs."""
     async with await database.connect(server.control()) as conn:
         await identity.be_unseen(conn)
         people = await population.load(conn)
-    control = Control(server, metrics)
-    workload = Workload(server, settings.pool_size, people, metrics, tracing)
-    sessions = Sessions(server, people, tracing)
+    control = Control(server, telemetry)
+    workload = Workload(server, settings.pool_size, people, telemetry.metrics, telemetry.tracing)
+    sessions = Sessions(server, people, telemetry.tracing)
     disk = settings.state_dir if settings.server is None else None
-    leader = Conductor(server, loaded, control, sessions, workload, metrics, tracing, Guards(disk))
+    leader = Conductor(server, loaded, control, sessions, workload, telemetry, Guards(disk))
     following = asyncio.create_task(control.follow(), name="control")
     await control.changed(_CONTROL_SECONDS)  # the control's connection comes first: the pool takes what is left
     await workload.open(loaded.normal[PAYMENT])
     conducting = asyncio.create_task(leader.conduct(), name="conductor")
     helpers = [
         following,
-        asyncio.create_task(_tell_status(metrics, leader), name="status"),
-        asyncio.create_task(_measure_lag(metrics), name="lag"),
+        asyncio.create_task(_tell_status(telemetry.metrics, leader), name="status"),
+        asyncio.create_task(_measure_lag(telemetry.metrics), name="lag"),
     ]
     try:
         await asyncio.wait([stopping, conducting, *helpers], return_when=asyncio.FIRST_COMPLETED)

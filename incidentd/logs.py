@@ -23,10 +23,11 @@ _COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.CRIT
 _RESET = "\x1b[0m"
 
 
-def configure(log_format: str, other: logging.Handler | None = None) -> None:
+def configure(log_format: str, other: logging.Handler | None = None) -> Blindfold:
     """Sends every record of level INFO and above to stdout, in `log_format`, one of FORMATS, and to the handler `other`.
 
-    A storm of one event is calmed before either sees it, so both get the same records.
+    Returns what silences the harness in blind mode. A storm of one event is calmed before either handler sees it, so both
+    get the same records.
     """
     terminal = sys.stdout.isatty()
     out = logging.StreamHandler(sys.stdout)
@@ -35,10 +36,12 @@ def configure(log_format: str, other: logging.Handler | None = None) -> None:
     else:
         out.setFormatter(_Text(colours=terminal))
     both = _Both([out, *([other] if other else [])])
+    blindfold = Blindfold()
     both.addFilter(blindfold)
     both.addFilter(Calm())
     logging.basicConfig(level=logging.INFO, handlers=[both], force=True)
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # its pool tells of every checkout and every failed attempt
+    return blindfold
 
 
 class _Both(logging.Handler):
@@ -57,14 +60,13 @@ class _Both(logging.Handler):
 class Blindfold(logging.Filter):
     """While `on`, lets only the story speak: what its requests and sessions say, and nothing of the harness."""
 
-    on = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.on = False
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is written."""
         return not self.on or record.name in _STORY
-
-
-blindfold = Blindfold()
 
 
 class Calm(logging.Filter):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from psycopg.conninfo import make_conninfo
-from support import Daemon, Operator, eventually
+from support import Daemon, Operator, eventually, running
 
 from incidentd.postgres import Cluster, bundled_binaries
 
@@ -43,10 +43,8 @@ def scratch() -> Iterator[Path]:
 @pytest.fixture(scope="session", params=list(SERVERS), ids=list(SERVERS))
 def cluster(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Cluster]:
     """A running server."""
-    made = Cluster(scratch / request.param, binaries=SERVERS[request.param], durable=False)
-    made.start()
-    yield made
-    made.stop()
+    with running(Cluster(scratch / request.param, binaries=SERVERS[request.param], durable=False)) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

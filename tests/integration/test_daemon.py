@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from support import Daemon, Operator, eventually, incidentd, refusal
+from support import Daemon, Operator, eventually, incidentd, refusal, running
 
 from incidentd.postgres import Cluster
 
@@ -23,10 +23,8 @@ SMALL = "1000"
 @pytest.fixture(scope="module")
 def small(scratch: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A server that tests may stop, kill and fill."""
-    cluster = Cluster(scratch / "small", durable=False)
-    cluster.start()
-    yield cluster
-    cluster.stop()
+    with running(Cluster(scratch / "small", durable=False)) as cluster:
+        yield cluster
 
 
 @pytest.fixture
@@ -177,6 +175,17 @@ def test_after_kill_9_the_next_start_undoes_what_was_left(
     eventually(lambda: person.control()["mode"] == "normal", "a request is served once")
     assert later.stop() == 0
     assert person.last_run()["id"] == run
+
+
+def test_a_broken_file_does_not_keep_damage_in_place(service: Daemon, person: Operator, target: str, tmp_path: Path) -> None:
+    run = enter(person, "missing_index")
+    service.stop(signal.SIGKILL)
+    assert not has_index(person)
+    (tmp_path / "broken.sql").write_text("SELECT 1;")
+    said = incidentd("--dsn", target, "--metrics-port", "0", "--incidents", str(tmp_path))
+    assert said.returncode == 1 and "broken.sql:1: " in said.stderr
+    assert has_index(person)
+    assert person.last_run()["id"] == run and person.last_run()["outcome"] == "interrupted"
 
 
 def test_recover_undoes_what_was_left_without_a_daemon(service: Daemon, person: Operator, target: str) -> None:

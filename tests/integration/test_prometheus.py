@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from otlp_receiver import Receiver
 from psycopg.conninfo import make_conninfo
-from support import Daemon, Operator, environment, eventually
+from support import Daemon, Operator, environment, eventually, running
 
 from incidentd.postgres import Cluster
 
@@ -84,10 +84,8 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def server(scratch: Path) -> Iterator[Cluster]:
-    cluster = Cluster(scratch / "scraped", durable=False)
-    cluster.start()
-    yield cluster
-    cluster.stop()
+    with running(Cluster(scratch / "scraped", durable=False)) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")

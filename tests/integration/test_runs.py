@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from support import Daemon, Operator, eventually
+from support import Daemon, Operator, eventually, running
 
 from incidentd import database, guards
 from incidentd.postgres import Cluster
@@ -22,10 +22,8 @@ ODD = Path(__file__).parents[1] / "incidents" / "odd"
 
 @pytest.fixture(scope="module")
 def server(scratch: Path) -> Iterator[Cluster]:
-    cluster = Cluster(scratch / "runs", durable=False)
-    cluster.start()
-    yield cluster
-    cluster.stop()
+    with running(Cluster(scratch / "runs", durable=False)) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from otlp_receiver import Receiver, Span
 from psycopg.conninfo import make_conninfo
-from support import Daemon, Operator, environment, eventually
+from support import Daemon, Operator, environment, eventually, running
 
 from incidentd import catalog
 from incidentd.postgres import Cluster
@@ -23,10 +23,8 @@ STATEMENTS = ["BEGIN", "SELECT", "SELECT", "INSERT", "UPDATE", "INSERT", "COMMIT
 
 @pytest.fixture(scope="module")
 def server(scratch: Path) -> Iterator[Cluster]:
-    cluster = Cluster(scratch / "telemetry", durable=False)
-    cluster.start()
-    yield cluster
-    cluster.stop()
+    with running(Cluster(scratch / "telemetry", durable=False)) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
