@@ -363,9 +363,9 @@ def _actor(name: str, script: Section, front: Any, base: Actor | None) -> Actor 
         return f"actor {name} has both sessions and share: keep one"
     connect = table.connect
     if base and table.sessions is None and table.share is None:
-        table = replace_unset(table, sessions=base.sessions, share=base.share)
+        table = _replace_unset(table, sessions=base.sessions, share=base.share)
     if base:
-        table = replace_unset(table, role=base.role, application_name=base.application_name, connect=base.connect)
+        table = _replace_unset(table, role=base.role, application_name=base.application_name, connect=base.connect)
     if table.sessions is None and table.share is None:
         return f"actor {name} needs sessions (connections of its own) or share (a part of the payment rate)"
     if table.share is not None and connect is not None:
@@ -385,6 +385,6 @@ def _actor(name: str, script: Section, front: Any, base: Actor | None) -> Actor 
     )
 
 
-def replace_unset(table: ActorFront, **defaults: Any) -> ActorFront:
+def _replace_unset(table: ActorFront, **defaults: Any) -> ActorFront:
     """`table` with the fields that it leaves out taken from `defaults`."""
     return msgspec.structs.replace(table, **{key: value for key, value in defaults.items() if getattr(table, key) is None})

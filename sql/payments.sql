@@ -1,5 +1,5 @@
 -- The payment service: its roles, its tables, and the payments it has taken before today.
--- Sections run in the order of the file; `seed_payments` runs once for every batch of ids from :first to :last.
+-- `roles` to `monitoring` may run again and again; the seeding runs once, `seed_payments` for every batch of ids from :first to :last.
 
 -- name: roles
 -- Nobody here is a superuser. The comment marks a role as ours on a server that has others.
@@ -97,6 +97,22 @@ CREATE TABLE IF NOT EXISTS outbox (
 );
 RESET ROLE;
 
+-- name: grants
+GRANT SELECT, INSERT         ON payments                        TO payments_app;
+GRANT SELECT, UPDATE         ON accounts                        TO payments_app;
+GRANT SELECT                 ON merchants                       TO payments_app, settlement_app, fraud_scorer;
+GRANT INSERT                 ON outbox                          TO payments_app;
+GRANT SELECT, UPDATE, DELETE ON outbox                          TO outbox_publisher;
+GRANT SELECT, UPDATE         ON accounts                        TO settlement_app;
+GRANT SELECT                 ON payments                        TO settlement_app, fraud_scorer;
+GRANT SELECT, INSERT, UPDATE ON settlements                     TO settlement_app;
+GRANT SELECT ON merchants, accounts, payments, settlements, outbox TO bi_reader, investigator;
+
+-- name: monitoring
+-- What investigators may see of the server: the statistics views with everybody's activity, and of every statement.
+GRANT pg_monitor TO investigator;
+CREATE EXTENSION IF NOT EXISTS pg_stat_statements;
+
 -- name: empty
 -- What an attempt at seeding that was cut short has left.
 TRUNCATE merchants, accounts, payments, settlements, outbox;
@@ -139,22 +155,6 @@ CREATE INDEX payments_merchant_id_created_at_idx ON payments (merchant_id, creat
 ALTER TABLE payments ADD FOREIGN KEY (account_id) REFERENCES accounts;
 CREATE INDEX outbox_unsent_idx ON outbox (id) WHERE sent_at IS NULL;
 SELECT setval(pg_get_serial_sequence('payments', 'id'), :payments::bigint + 1, false);
-
--- name: grants
-GRANT SELECT, INSERT         ON payments                        TO payments_app;
-GRANT SELECT, UPDATE         ON accounts                        TO payments_app;
-GRANT SELECT                 ON merchants                       TO payments_app, settlement_app, fraud_scorer;
-GRANT INSERT                 ON outbox                          TO payments_app;
-GRANT SELECT, UPDATE, DELETE ON outbox                          TO outbox_publisher;
-GRANT SELECT, UPDATE         ON accounts                        TO settlement_app;
-GRANT SELECT                 ON payments                        TO settlement_app, fraud_scorer;
-GRANT SELECT, INSERT, UPDATE ON settlements                     TO settlement_app;
-GRANT SELECT ON merchants, accounts, payments, settlements, outbox TO bi_reader, investigator;
-
--- name: monitoring
--- What investigators may see of the server: the statistics views with everybody's activity, and of every statement.
-GRANT pg_monitor TO investigator;
-CREATE EXTENSION IF NOT EXISTS pg_stat_statements;
 
 -- name: vacuum
 -- transaction: none

@@ -20,6 +20,7 @@ def test_an_installed_wheel_has_the_sql_files_and_runs_anywhere(tmp_path: Path) 
     zipfile.ZipFile(wheel).extractall(installed)
     shipped = {path.relative_to(installed / "incidentd" / "sql") for path in (installed / "incidentd" / "sql").rglob("*.sql")}
     assert shipped == {path.relative_to(ROOT / "sql") for path in (ROOT / "sql").rglob("*.sql")}
+    assert (installed / "incidentd" / "postgresql.conf").is_file(), "the embedded server's settings"
     where = "import incidentd, sys; from incidentd import cli; print(incidentd.__file__); sys.exit(cli.main(['list']))"
     done = subprocess.run(
         [sys.executable, "-c", where],
