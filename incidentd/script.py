@@ -1,7 +1,7 @@
 """Playing a script: one pass over a section's steps on a connection, as somebody of the story.
 
 Owns parameters (what is drawn for a pass, and what a statement's first row adds) and the clean end of a pass. Must not
-know who plays, how often, or what is measured.
+know who plays, nor how often.
 """
 
 from __future__ import annotations
