@@ -22,6 +22,7 @@ from pathlib import Path
 import psycopg
 from psycopg import AsyncConnection
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -149,7 +150,7 @@ def _banner(chosen: Settings, server: Server, url: str) -> None:
     else:
         out = Console(highlight=False, soft_wrap=True)
     where = f"embedded PostgreSQL in {chosen.state_dir}" if chosen.server is None else _described(server)
-    out.print(f"\n[bold]payments flow[/bold] on {where}\nmetrics: {url}\n\nbreak something, in another terminal:\n")
+    out.print(f"\n[bold]payments flow[/bold] on {escape(where)}\nmetrics: {url}\n\nbreak something, in another terminal:\n")
     psql = _own_command("psql", chosen) if chosen.server is None else _psql_of(chosen.server)
     for mode in ("lock_contention", "normal"):
         out.print(f"  {psql} -c \"UPDATE demo_control SET mode = '{mode}'\"", markup=False)

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,8 +57,9 @@ class Export:
         ]
         for thread in closing:
             thread.start()
+        deadline = time.monotonic() + _SHUTDOWN_SECONDS  # for both together
         for thread in closing:
-            thread.join(_SHUTDOWN_SECONDS)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     @staticmethod
     def _spans(metrics: Metrics, environment: Mapping[str, str]) -> BatchSpanProcessor | None:
